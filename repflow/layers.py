@@ -1,0 +1,191 @@
+"""The representation flow layer and flow-of-flow (CVPR 2019, section 3), for any stack of feature maps."""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .solver import Kernels, classical_kernels, image_gradient, solve
+
+# What can be learned. The paper's best set leaves the image gradient fixed.
+LEARNABLE = ("image_gradient", "flow_gradient", "divergence", "tau", "lam", "theta")
+PAPER_SET = LEARNABLE[1:]
+_KERNEL_GROUP = {"image": "image_gradient", "flow": "flow_gradient", "div": "divergence"}
+
+
+def representation_flow(
+    f1: Tensor,
+    f2: Tensor,
+    *,
+    tau: float | Tensor = 0.25,
+    lam: float | Tensor = 0.15,
+    theta: float | Tensor = 0.3,
+    iterations: int = 20,
+    kernels: Kernels | None = None,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """TV-L1 flow between two feature maps, each channel by itself: one scale, no warping (algorithm 1).
+
+    f1, f2: (N, C, H, W), meant for values in 0..255; never rescaled. tau, lam, theta and the kernels
+    (`solver.Kernels`, classical where None) may be learned tensors; see `solver.solve`.
+    Returns u (to the right) and v (down), (N, C, H, W) each, in pixels per frame. Differentiable, with finite
+    gradients where maps are zero or equal. Raises ValueError for shapes or numbers that don't fit.
+    """
+    if f1.shape != f2.shape or f1.ndim != 4:
+        raise ValueError(f"expected two maps (N, C, H, W) of one shape, got {tuple(f1.shape)} and {tuple(f2.shape)}")
+    kernels = (kernels or classical_kernels()).to(f2)
+    # Deviation from the 2019 layers: border gradients come from the same frame as the inner ones.
+    grad = image_gradient(f2, kernels.image_x[0], kernels.image_y[0])
+    flow, _ = solve(
+        f2 - f1,
+        grad,
+        theta=theta,
+        lam=lam,
+        tau=tau,
+        iterations=iterations,
+        kernels=kernels,
+        engine=engine,
+    )
+    return flow[0], flow[1]
+
+
+def scale_clips(x: Tensor) -> Tensor:
+    """Map each clip of (B, C, T, H, W) to 0..255 by its own minimum and maximum, gradient included.
+
+    A constant clip maps to 0. Deviation from the 2019 layer, which takes minimum and maximum over the batch (so that a
+    clip's result depends on its batch mates) and maps to -255..0.
+    """
+    low, high = x.amin((1, 2, 3, 4), keepdim=True), x.amax((1, 2, 3, 4), keepdim=True)
+    span = high - low
+    # A range within rounding of the values is noise: blown up to 0..255 it would give flow, and infinite gradients.
+    info = torch.finfo(x.dtype)
+    constant = span <= info.eps * torch.maximum(high.abs(), low.abs()) + info.tiny**0.5
+    return (x - low) * (255 / torch.where(constant, 1.0, span)).masked_fill(constant, 0.0)
+
+
+class ClipFlow(nn.Module):
+    """Flow between successive frames of scaled clips, with this module's own kernels and scalars.
+
+    (B, C, T, H, W) -> u, v, (B, C, T-1, H, W) each. Parameters, or buffers where not in `learn`: `tau`, `lam`, `theta`
+    (one number each) and the kernels `image_x` ... `div_y` (1, C, taps).
+    """
+
+    def __init__(self, channels: int, iterations: int, learn: Collection[str], engine: str) -> None:
+        super().__init__()
+        if unknown := sorted(set(learn) - set(LEARNABLE)):
+            raise ValueError(f"learn: expected names among {', '.join(LEARNABLE)}; got {', '.join(unknown)}")
+        self.iterations, self.engine = iterations, engine
+        values = {"tau": torch.tensor(0.25), "lam": torch.tensor(0.15), "theta": torch.tensor(0.3)}
+        for name, kernel in classical_kernels()._asdict().items():
+            values[name] = kernel.repeat(1, channels, 1)
+        for name, value in values.items():
+            if _KERNEL_GROUP.get(name.split("_")[0], name) in learn:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        B, _, T, _, _ = x.shape
+        # Half precision has too few digits for values in 0..255 and their differences.
+        scaled = scale_clips(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        frames = scaled.transpose(1, 2)
+        u, v = representation_flow(
+            frames[:, :-1].flatten(0, 1),
+            frames[:, 1:].flatten(0, 1),
+            tau=self.tau,
+            lam=self.lam,
+            theta=self.theta,
+            iterations=self.iterations,
+            kernels=Kernels(*(getattr(self, name) for name in Kernels._fields)),
+            engine=self.engine,
+        )
+        u, v = (f.unflatten(0, (B, T - 1)).transpose(1, 2).to(x.dtype) for f in (u, v))
+        return u, v
+
+
+class RepresentationFlow(nn.Module):
+    """The representation flow layer: the motion of feature maps, added to them.
+
+    (B, C, T, H, W) -> (B, C, T-1, H, W) = ReLU(x[:, :, :-1] + bn(expand([u; v]))), where u, v is the flow of x reduced
+    to `bottleneck` channels, each clip scaled to 0..255 (`scale_clips`).
+
+    iterations: steps of the solver (the paper's TensorFlow code: 20; its PyTorch release: 10).
+    learn: what is learned, of image_gradient, flow_gradient, divergence, tau, lam, theta.
+    init_scale: the batch norm's first scale. 1 suits training from scratch; 0 starts as ReLU(x[:, :, :-1]), which suits
+        a pre-trained network (the released models).
+    Raises ValueError for fewer than two frames or another number of channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bottleneck: int = 32,
+        iterations: int = 20,
+        learn: Collection[str] = PAPER_SET,
+        init_scale: float = 1.0,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(channels, bottleneck, 1, bias=False)
+        self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine)
+        self.expand = nn.Conv3d(2 * bottleneck, channels, 1, bias=False)
+        self.bn = nn.BatchNorm3d(channels)
+        nn.init.constant_(self.bn.weight, init_scale)
+
+    def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The learned flow: u (to the right) and v (down), (B, bottleneck, T-1, H, W) each, pixels per frame."""
+        _check_clips(x, self.reduce.in_channels, 2)
+        return self.clip_flow(self.reduce(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        motion = self.bn(self.expand(torch.cat(self.flow(x), 1)))
+        return F.relu(x[:, :, :-1] + motion)
+
+
+class FlowOfFlow(nn.Module):
+    """Flow-conv-flow: the flow of a flow, which is sensitive to acceleration (section 3.3).
+
+    (B, C, T, H, W) -> (B, C, T-2, H, W) = ReLU(average of 3 frames + bn(conv([u; v]))), where u, v is the flow of
+    (reduced, scaled) features that a 1x3x3 convolution makes of the first flow. Wired as the released HMDB51 model.
+    Arguments as for `RepresentationFlow`. Raises ValueError for fewer than three frames or another number of channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bottleneck: int = 32,
+        iterations: int = 20,
+        learn: Collection[str] = PAPER_SET,
+        init_scale: float = 1.0,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        both = 2 * bottleneck
+        self.reduce = nn.Conv3d(channels, bottleneck, 1, bias=False)
+        self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine)
+        self.conv = nn.Conv3d(both, both, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.reduce2 = nn.Conv3d(both, bottleneck, 1, bias=False)
+        self.clip_flow2 = ClipFlow(bottleneck, iterations, learn, engine)
+        self.expand = nn.Conv3d(both, channels, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.bn = nn.BatchNorm3d(channels)
+        nn.init.constant_(self.bn.weight, init_scale)
+
+    def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The second flow: u (to the right) and v (down), (B, bottleneck, T-2, H, W) each, pixels per frame."""
+        _check_clips(x, self.reduce.in_channels, 3)
+        first = torch.cat(self.clip_flow(self.reduce(x)), 1)
+        return self.clip_flow2(self.reduce2(self.conv(first)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        motion = self.bn(self.expand(torch.cat(self.flow(x), 1)))
+        return F.relu(F.avg_pool3d(x, (3, 1, 1), stride=1) + motion)
+
+
+def _check_clips(x: Tensor, channels: int, frames: int) -> None:
+    if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < frames:
+        raise ValueError(
+            f"expected clips (B, {channels}, T, H, W) with T >= {frames}, got a tensor of shape {tuple(x.shape)}"
+        )

@@ -1,0 +1,156 @@
+"""TV-L1 optical flow of images: pyramid, warping and median filter around `solver.solve`."""
+
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .solver import classical_kernels, image_gradient, solve
+
+COARSEST = 16  # pixels: a pyramid level with a shorter side says nothing more
+
+
+@torch.no_grad()
+def tvl1(
+    frame1: Tensor | np.ndarray,
+    frame2: Tensor | np.ndarray,
+    *,
+    tau: float = 0.25,
+    lam: float = 0.15,
+    theta: float = 0.3,
+    scales: int = 5,
+    zoom: float = 0.5,
+    warps: int = 5,
+    iterations: int = 30,
+    epsilon: float = 0.01,
+    median: int = 3,
+    engine: str = "auto",
+) -> Tensor:
+    """Dual TV-L1 optical flow from frame1 to frame2 (Zach 2007; Sanchez, Meinhardt-Llopis and Facciolo, IPOL 2013).
+
+    frame1, frame2: (..., H, W), grey, 0..255, any real dtype; never rescaled. lam belongs to that range: 0.15 here is
+        38.25 on frames in 0..1.
+    tau: step of the dual field. Beyond 0.25 it may not converge.
+    lam: weight of the data term. Smaller is smoother.
+    theta: how tightly data and smoothness are coupled. Smaller is tighter and slower.
+    scales, zoom: levels of the pyramid (no more than give a side of 16 pixels) and the size of each against the
+        one below it. More find larger motion.
+    warps: linearisations per level.
+    iterations, epsilon: most iterations per warp; an image stops sooner once its flow changes by less than
+        epsilon (root mean square, pixels). 0 never stops sooner.
+    median: side of the median filter that follows each warp, odd; 1 is none. It removes outliers (Wedel 2009).
+
+    Returns float32 (..., 2, H, W): u (to the right) and v (down), pixels per frame, on the frames' device. Where the
+    flow points out of frame 2 there is no data term. Not differentiable; `representation_flow` and `TVNet` are.
+    Raises ValueError for frames that differ in size, hold NaN or infinity, or for numbers out of range.
+    """
+    _check(scales, zoom, warps, median)
+    frame1, frame2 = _frames(frame1, "frame1"), _frames(frame2, "frame2")
+    if frame1.shape != frame2.shape or frame1.device != frame2.device:
+        raise ValueError(
+            "expected two frames of one size on one device, got "
+            f"{tuple(frame1.shape)} on {frame1.device} and {tuple(frame2.shape)} on {frame2.device}"
+        )
+    *batch, H, W = frame1.shape
+    pair = frame1.reshape(-1, 1, H, W), frame2.reshape(-1, 1, H, W)
+    flow = pair[0].new_zeros(2, *pair[0].shape)
+    for size in _pyramid(H, W, scales, zoom):
+        first, second = (_resize(frame, size) for frame in pair)
+        flow = _enlarge(flow, size)
+        gradient = image_gradient(second, *(k[0] for k in classical_kernels().to(second)[:2]))
+        dual = None  # kept over the warps of a level, as in the IPOL program
+        for _ in range(warps):
+            warped, inside = _warp(torch.cat([second, *gradient], 1), flow)
+            warped, *grad = warped.split(1, 1)
+            grad = torch.stack(grad) * inside
+            rho_c = (warped - first) * inside - (grad * flow).sum(0)
+            flow, dual = solve(
+                rho_c,
+                grad,
+                theta=theta,
+                lam=lam,
+                tau=tau,
+                iterations=iterations,
+                flow=flow,
+                dual=dual,
+                epsilon=epsilon,
+                engine=engine,
+            )
+            flow = _median_filter(flow, median)
+    return flow.movedim(0, 2).reshape(*batch, 2, H, W)
+
+
+def _check(scales: int, zoom: float, warps: int, median: int) -> None:
+    for name, value in (("scales", scales), ("warps", warps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    if not 0 < zoom < 1:
+        raise ValueError(f"zoom: expected a number between 0 and 1, got {zoom!r}")
+    if not isinstance(median, int) or median < 1 or median % 2 == 0:
+        raise ValueError(f"median: expected an odd whole number, 1 for no filter, got {median!r}")
+
+
+def _frames(frame: Tensor | np.ndarray, name: str) -> Tensor:
+    if not isinstance(frame, Tensor):  # a copy, since PyTorch takes no negative strides and no read-only memory
+        frame = torch.from_numpy(np.array(frame, order="C"))
+    if frame.is_complex() or frame.ndim < 2 or 0 in frame.shape[-2:]:
+        raise ValueError(
+            f"{name}: expected real grey values of shape (..., H, W), got {frame.dtype} {tuple(frame.shape)}"
+        )
+    floating, frame = frame.is_floating_point(), frame.float()
+    if not frame.isfinite().all():
+        raise ValueError(f"{name}: holds NaN or infinity; replace those pixels first")
+    if floating and frame.numel() and 0 <= frame.min() < frame.max() <= 1:
+        warnings.warn(
+            f"{name} stays within 0..1; lam means grey levels in 0..255: multiply the frames by 255",
+            stacklevel=3,
+        )
+    return frame
+
+
+def _pyramid(H: int, W: int, scales: int, zoom: float) -> list[tuple[int, int]]:
+    """(H, W) of each level, the coarsest first."""
+    sizes = [(round(H * zoom**s), round(W * zoom**s)) for s in range(scales)]
+    return [size for size in reversed(sizes) if size == (H, W) or min(size) >= COARSEST]
+
+
+def _resize(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    if frame.shape[-2:] == size:
+        return frame
+    return F.interpolate(frame, size, mode="bicubic", antialias=True)
+
+
+def _enlarge(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow (2, N, 1, H, W) at another size, its vectors scaled along."""
+    (H, W), (h, w) = size, flow.shape[-2:]
+    if (h, w) == (H, W):
+        return flow
+    u, v = flow
+    u, v = (F.interpolate(f, size, mode="bilinear") for f in (u * (W / w), v * (H / h)))
+    return torch.stack([u, v])
+
+
+def _warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample (N, C, H, W) at x + flow, bicubically. Returns it and (N, 1, H, W): 1 where x + flow is inside."""
+    H, W = image.shape[-2:]
+    u, v = flow[:, :, 0]
+    y = torch.arange(H, device=image.device)[:, None] + v
+    x = torch.arange(W, device=image.device) + u
+    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
+    grid = torch.stack([2 * x / max(W - 1, 1) - 1, 2 * y / max(H - 1, 1) - 1], -1)  # -1..1: grid_sample's units
+    warped = F.grid_sample(image, grid, "bicubic", "border", align_corners=True)
+    # Those units round off; what does not move must stay itself, or equal frames would show a flow.
+    still = ((u == 0) & (v == 0))[:, None]
+    return torch.where(still, image, warped), inside[:, None].to(image)
+
+
+def _median_filter(flow: Tensor, size: int) -> Tensor:
+    """Median over size x size windows of each component of (2, N, 1, H, W); the border is repeated."""
+    if size == 1:
+        return flow
+    H, W = flow.shape[-2:]
+    padded = F.pad(flow.flatten(0, 1), [size // 2] * 4, mode="replicate")
+    windows = [padded[..., i : i + H, j : j + W] for i in range(size) for j in range(size)]
+    return torch.stack(windows).median(0).values.reshape(flow.shape)

@@ -1,0 +1,189 @@
+"""The layers: shapes, equivariances, scaling, faults, and the released layer against its reference outputs."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fill_state_dict import filled
+
+from repflow import FlowOfFlow, RepresentationFlow, representation_flow
+from repflow.layers import LEARNABLE, PAPER_SET, scale_clips
+from repflow.official import FlowLayer201902
+
+LAYERS = [RepresentationFlow, FlowOfFlow]
+
+
+def clips(rng, B=2, C=6, T=5, H=10, W=9, dtype=torch.float32):
+    return torch.randn(B, C, T, H, W, generator=rng, dtype=dtype)
+
+
+def test_golden_layer_of_february_2019(shared):
+    golden = np.load(shared / "golden" / "layer_2019_02.npz")
+    expected = {name: torch.from_numpy(golden[name]) for name in golden.files}
+    layer = FlowLayer201902(4, n_iter=int(golden["n_iter"]))
+    weights = filled({f"flow_layer.{k}": w for k, w in layer.state_dict().items()}, int(golden["salt"]))
+    layer.load_state_dict({k.removeprefix("flow_layer."): w for k, w in weights.items()})
+    layer.double()
+    x, y = expected["x"].requires_grad_(), expected["y"].requires_grad_()
+    u, v = layer(x, y)
+    ((u * expected["wu"]).sum() + (v * expected["wv"]).sum()).backward()
+    got = {"u": u, "v": v, "grad_x": x.grad, "grad_y": y.grad}
+    got |= {f"grad/{name}": p.grad for name, p in layer.named_parameters()}
+    assert len([name for name in expected if name.startswith("grad/")]) == 9
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_representation_flow_of_a_small_translation():
+    """Many iterations, a strong data term: a smooth map that moves by (0.3, -0.2) pixels says so."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(40.0), indexing="ij")
+    maps = [
+        (127 + 60 * torch.sin((x - s * 0.3) / 3) + 60 * torch.cos((y + s * 0.2) / 4 + (x - s * 0.3) / 6))[None, None]
+        for s in (0, 1)
+    ]
+    u, v = representation_flow(*maps, lam=0.5, iterations=300)
+    assert abs(u[..., 5:-5, 5:-5].mean() - 0.3) < 0.03
+    assert abs(v[..., 5:-5, 5:-5].mean() + 0.2) < 0.03
+
+
+def test_gradcheck_of_both_frames(rng):
+    f1, f2 = (torch.rand(1, 2, 4, 5, generator=rng, dtype=torch.float64) * 255 for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda a, b: representation_flow(a, b, iterations=3), (f1.requires_grad_(), f2.requires_grad_())
+    )
+
+
+def test_gradcheck_of_the_layer_with_scaling(rng):
+    layer = RepresentationFlow(3, bottleneck=2, iterations=2, learn=LEARNABLE).double()
+    assert torch.autograd.gradcheck(layer.flow, clips(rng, 1, 3, 3, 4, 5, torch.float64).requires_grad_())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_shape_and_gradients(layer, rng):
+    x = clips(rng).requires_grad_()
+    lost = {RepresentationFlow: 1, FlowOfFlow: 2}[layer]
+    module = layer(6, bottleneck=4, learn=LEARNABLE)
+    y = module(x)
+    assert y.shape == (2, 6, 5 - lost, 10, 9)
+    assert [f.shape for f in module.flow(x)] == [(2, 4, 5 - lost, 10, 9)] * 2
+    y.square().sum().backward()
+    for name, p in [*module.named_parameters(), ("x", x)]:
+        assert p.grad.isfinite().all(), name
+        assert p.grad.any(), name
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_clip_alone_equals_the_clip_in_a_batch(layer, rng):
+    module, x = layer(6, bottleneck=4).eval(), clips(rng, B=3)
+    x[1] *= 100
+    together = module(x)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], module(x[i : i + 1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7, 1e4])
+def test_a_constant_clip_has_no_flow_and_finite_gradients(layer, value):
+    module = layer(6, bottleneck=4, learn=LEARNABLE)
+    x = torch.full((2, 6, 4, 7, 7), value, requires_grad=True)
+    u, v = module.flow(x)
+    assert not u.any()
+    assert not v.any()
+    module(x).square().sum().backward()
+    for name, p in [*module.named_parameters(), ("x", x)]:
+        assert p.grad.isfinite().all(), name
+
+
+def test_equal_frames_have_no_flow(rng):
+    x = clips(rng, T=1).expand(-1, -1, 4, -1, -1)
+    for f in RepresentationFlow(6, bottleneck=4).flow(x):
+        assert not f.any()
+
+
+def test_maps_that_are_mostly_zero_have_finite_gradients(rng):
+    """What follows a ReLU: gradients of zero area must not become NaN."""
+    module = RepresentationFlow(6, bottleneck=4, learn=LEARNABLE)
+    x = F.relu(clips(rng) - 1.5).requires_grad_()
+    module(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in (x, *module.parameters()))
+
+
+def test_swapping_x_and_y_transposes_the_flow(rng):
+    module, x = RepresentationFlow(6, bottleneck=4), clips(rng)
+    u, v = module.flow(x)
+    u_swapped, v_swapped = module.flow(x.mT.contiguous())
+    torch.testing.assert_close(u_swapped.mT, v, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v_swapped.mT, u, rtol=1e-4, atol=1e-5)
+
+
+def test_permuting_channels_permutes_the_flow(rng):
+    f1, f2 = (torch.rand(2, 5, 8, 8, generator=rng) * 255 for _ in range(2))
+    order = torch.tensor([3, 1, 4, 0, 2])
+    for whole, part in zip(representation_flow(f1, f2), representation_flow(f1[:, order], f2[:, order]), strict=True):
+        torch.testing.assert_close(part, whole[:, order])
+
+
+def test_scaling_is_per_clip_and_keeps_the_gradient_of_its_ends(rng):
+    x = clips(rng, dtype=torch.float64).requires_grad_()
+    y = scale_clips(x)
+    assert torch.equal(y.amin((1, 2, 3, 4)), torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(y.amax((1, 2, 3, 4)), torch.full((2,), 255.0, dtype=torch.float64))
+    torch.testing.assert_close(scale_clips(7 * x - 3), y)
+    assert torch.autograd.gradcheck(scale_clips, x[:, :2, :2, :2, :3].detach().requires_grad_())
+
+
+def test_flow_does_not_depend_on_the_scale_of_the_features(rng):
+    module, x = RepresentationFlow(6, bottleneck=4), clips(rng)
+    for a, b in zip(module.flow(x), module.flow(x * 1e-6), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_at_scale_zero_only_the_residual_is_left(layer, rng):
+    x = clips(rng)
+    residual = {RepresentationFlow: x[:, :, :-1], FlowOfFlow: (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) / 3}[layer]
+    torch.testing.assert_close(layer(6, bottleneck=4, init_scale=0.0)(x), F.relu(residual))
+
+
+def test_what_is_learned_is_what_was_named():
+    def names(learn):
+        return {n.split(".")[1] for n, _ in RepresentationFlow(4, learn=learn).clip_flow.named_parameters(prefix="c")}
+
+    assert names(()) == set()
+    assert names(PAPER_SET) == {"tau", "lam", "theta", "flow_x", "flow_y", "div_x", "div_y"}
+    assert names(["image_gradient", "lam"]) == {"image_x", "image_y", "lam"}
+    with pytest.raises(ValueError, match="lambda"):
+        RepresentationFlow(4, learn=["lambda"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_finite_and_close(dtype, rng):
+    module, x = RepresentationFlow(6, bottleneck=4).eval(), clips(rng)
+    exact = module(x)
+    half = module.to(dtype)(x.to(dtype))
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.float()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_save_and_load(layer, rng, tmp_path):
+    module, other = layer(6, bottleneck=4).eval(), layer(6, bottleneck=4).eval()
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    x = clips(rng)
+    assert torch.equal(module(x), other(x))
+
+
+@pytest.mark.parametrize(("layer", "T"), [(RepresentationFlow, 1), (FlowOfFlow, 2)])
+def test_bad_clips_are_named(layer, T, rng):
+    module = layer(6)
+    with pytest.raises(ValueError, match=f"T >= {T + 1}"):
+        module(clips(rng, T=T))
+    with pytest.raises(ValueError, match="6, T"):
+        module(clips(rng, C=5))
+    with pytest.raises(ValueError, match="6, T"):
+        module(clips(rng)[0])
+    with pytest.raises(ValueError, match="one shape"):
+        representation_flow(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5))
