@@ -62,7 +62,7 @@ def tvl1(
         gradient = image_gradient(second, *(k[0] for k in classical_kernels().to(second)[:2]))
         dual = None  # kept over the warps of a level, as in the IPOL program
         for _ in range(warps):
-            warped, inside = _warp(torch.cat([second, *gradient], 1), flow)
+            warped, inside = warp(torch.cat([second, *gradient], 1), flow)
             warped, *grad = warped.split(1, 1)
             grad = torch.stack(grad) * inside
             rho_c = (warped - first) * inside - (grad * flow).sum(0)
@@ -80,6 +80,29 @@ def tvl1(
             )
             flow = _median_filter(flow, median)
     return flow.movedim(0, 2).reshape(*batch, 2, H, W)
+
+
+def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample an image at x + flow, bicubically: what frame 2 looks like when its motion is undone.
+
+    image (N, C, H, W), flow (2, N, 1, H, W) in pixels. Returns the sampled image, the border repeated outside, and
+    (N, 1, H, W): 1 where x + flow lies inside the image, else 0.
+    """
+    H, W = image.shape[-2:]
+    u, v = flow[:, :, 0]
+    y = torch.arange(H, device=image.device)[:, None] + v
+    x = torch.arange(W, device=image.device) + u
+    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
+    grid = torch.stack([2 * x / max(W - 1, 1) - 1, 2 * y / max(H - 1, 1) - 1], -1)  # -1..1: grid_sample's units
+    warped = F.grid_sample(image, grid, "bicubic", "border", align_corners=True)
+    # Those units round off; what does not move must stay itself, or equal frames would show a flow.
+    still = ((u == 0) & (v == 0))[:, None]
+    return torch.where(still, image, warped), inside[:, None].to(image)
+
+
+def grey(frames: np.ndarray) -> np.ndarray:
+    """Luma of RGB frames (ITU-R BT.601): uint8 (..., H, W, 3) -> float32 (..., H, W) in 0..255."""
+    return frames @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _check(scales: int, zoom: float, warps: int, median: int) -> None:
@@ -130,20 +153,6 @@ def _enlarge(flow: Tensor, size: tuple[int, int]) -> Tensor:
     u, v = flow
     u, v = (F.interpolate(f, size, mode="bilinear") for f in (u * (W / w), v * (H / h)))
     return torch.stack([u, v])
-
-
-def _warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample (N, C, H, W) at x + flow, bicubically. Returns it and (N, 1, H, W): 1 where x + flow is inside."""
-    H, W = image.shape[-2:]
-    u, v = flow[:, :, 0]
-    y = torch.arange(H, device=image.device)[:, None] + v
-    x = torch.arange(W, device=image.device) + u
-    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
-    grid = torch.stack([2 * x / max(W - 1, 1) - 1, 2 * y / max(H - 1, 1) - 1], -1)  # -1..1: grid_sample's units
-    warped = F.grid_sample(image, grid, "bicubic", "border", align_corners=True)
-    # Those units round off; what does not move must stay itself, or equal frames would show a flow.
-    still = ((u == 0) & (v == 0))[:, None]
-    return torch.where(still, image, warped), inside[:, None].to(image)
 
 
 def _median_filter(flow: Tensor, size: int) -> Tensor:

@@ -34,10 +34,10 @@ def iterate(
         # Data term: the three-branch threshold of the paper in one expression.
         rho = rho_c + (grad * flow).sum(0)
         bound = lam * theta
-        v = flow + torch.clamp(-rho / slope, -bound, bound) * grad
-        # Smoothness term, through the dual field: u = v + theta div p.
+        w = flow + torch.clamp(-rho / slope, -bound, bound) * grad
+        # Smoothness term, through the dual field: u = w + theta div p.
         p_x, p_y = dual
-        new = v + theta * (backward_difference(p_x, k.div_x, X) + backward_difference(p_y, k.div_y, Y))
+        new = w + theta * (backward_difference(p_x, k.div_x, X) + backward_difference(p_y, k.div_y, Y))
         # Dual ascent. u and v each have their own |grad|, as in every implementation.
         d_x, d_y = forward_difference(new, k.flow_x, X), forward_difference(new, k.flow_y, Y)
         length = (d_x.square() + d_y.square() + TINY).sqrt()

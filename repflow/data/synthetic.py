@@ -1,0 +1,170 @@
+"""SyntheticMotion: real video files whose class is told by motion alone.
+
+A clip is a sum of plane waves. Each has its own direction, phase and logarithmic wavelength, all drawn uniformly, and
+its own colour. Every motion here keeps a plane wave a plane wave: a shift moves its phase, a turn its direction, a zoom
+its wavelength, which runs in a circle of three octaves and fades out at the ends (Shepard, "Circularity in Judgments of
+Relative Pitch", 1964). A variable that is uniform on a circle stays so when shifted: each single frame has the same
+distribution at any time and in any class. The waves are evaluated at the pixels themselves, so nothing is interpolated
+and no frame is sharper than another.
+"""
+
+import json
+import os
+from fractions import Fraction
+from math import asinh, log, sqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
+
+from repflow.data.hmdb51 import HMDB51, TAGS
+
+# What moves, as (right, down, clockwise, growing), and how much its speed changes from the middle to the end.
+_MOTIONS = {
+    "left": ((-1, 0, 0, 0), 0),
+    "right": ((1, 0, 0, 0), 0),
+    "up": ((0, -1, 0, 0), 0),
+    "down": ((0, 1, 0, 0), 0),
+    "clockwise": ((0, 0, 1, 0), 0),
+    "counter-clockwise": ((0, 0, -1, 0), 0),
+    "zoom-in": ((0, 0, 0, 1), 0),
+    "zoom-out": ((0, 0, 0, -1), 0),
+    "right-accelerating": ((1, 0, 0, 0), 0.9),
+    "right-decelerating": ((1, 0, 0, 0), -0.9),
+    "left-accelerating": ((-1, 0, 0, 0), 0.9),
+    "left-decelerating": ((-1, 0, 0, 0), -0.9),
+}
+CLASSES = tuple(_MOTIONS)
+BASIC = CLASSES[:8]
+PAIRS = (CLASSES[8:10], CLASSES[10:])
+
+_VERSION = 1  # raise it whenever the same parameters give other pixels
+_SPEEDS = (1.0, 2.5)  # px/frame, mean over the frame and over time
+_WAVES = 96
+_SHORTEST = 16 / sqrt(8)  # px: three octaves up from here are centred on 16, with half the weight or more in 9.5 to 27
+_CONTRAST = 45.0  # grey levels, standard deviation
+
+
+class SyntheticMotion(HMDB51):
+    """One subset of a set that `make` wrote; `samples` and `classes` as in HMDB51, labels in alphabetical order."""
+
+    def __init__(self, root: str | os.PathLike[str], subset: str = "train") -> None:
+        super().__init__(root, fold=1, subset=subset)
+
+    @staticmethod
+    def make(
+        root: str | os.PathLike[str],
+        *,
+        train: int = 60,
+        test: int = 20,
+        unused: int = 2,
+        size: int = 48,
+        frames: int = 9,
+        seed: int = 0,
+    ) -> None:
+        """Writes so many train, test and unused clips a class, each `frames` frames of `size`×`size` px, under `root`.
+
+        Clip i of a class and subset depends on seed, size and frames alone, not on how many are made. A set of the
+        same parameters that is there already is kept; anything else in `root` raises FileExistsError, and fewer than 3
+        frames, which cannot show acceleration, ValueError.
+        """
+        if frames < 3:
+            raise ValueError(f"frames must be at least 3, to tell accelerating from decelerating, got {frames}")
+        counts = {"train": train, "test": test, "unused": unused}
+        recipe = {"set": "SyntheticMotion", "version": _VERSION, **counts, "size": size, "frames": frames, "seed": seed}
+        root = Path(root).absolute()
+        if _is_made(root, recipe):
+            return
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+            made = Path(temporary) / root.name
+            for name in tqdm(CLASSES, desc=f"making {root.name}", unit="class", leave=False):
+                (made / name).mkdir(parents=True)
+                clips = [(subset, i) for subset, count in counts.items() for i in range(count)]
+                for subset, i in clips:
+                    rng = np.random.default_rng((seed, CLASSES.index(name), TAGS[subset], i))
+                    _write(made / name / f"{name}_{subset}_{i:04}.avi", render(name, rng, size, frames))
+                lines = [f"{name}_{subset}_{i:04}.avi {TAGS[subset]} \n" for subset, i in clips]
+                (made / f"{name}_test_split1.txt").write_text("".join(lines))
+            (made / "recipe.json").write_text(json.dumps(recipe))
+            try:
+                made.rename(root)
+            except OSError:  # another process may have made the same set meanwhile
+                if not _is_made(root, recipe):
+                    raise
+
+
+def motion(class_name: str, speed: float, size: int = 48, frames: int = 9) -> np.ndarray:
+    """The true motion: where the picture of frame 0 is at each frame, float64 (T, 4).
+
+    The columns are the shift to the right and down in px, the clockwise turn in radians and the growth as the natural
+    logarithm of the scale; turn and growth are about the frame's centre. `speed` is in px/frame, the mean over the
+    frame and over time. Accelerating and decelerating clips go through the same speeds in opposite order.
+    Raises ValueError for a class that is not in CLASSES.
+    """
+    if class_name not in _MOTIONS:
+        raise ValueError(f"class_name must be one of {', '.join(CLASSES)}, got {class_name!r}")
+    direction, change = _MOTIONS[class_name]
+    steps = speed * (1 + change * np.linspace(-1, 1, frames - 1))
+    path = np.concatenate([[0], np.cumsum(steps)])
+    radius = size * (sqrt(2) + asinh(1)) / 6  # mean distance of a square's points from its centre
+    return path[:, None] * direction / (1, 1, radius, radius)
+
+
+def render(
+    class_name: str, rng: np.random.Generator, size: int = 48, frames: int = 9, speed: float | None = None
+) -> np.ndarray:
+    """One clip of a class in CLASSES: uint8 RGB (T, size, size, 3).
+
+    `speed` is that of `motion`; with None it is drawn from 1 to 2.5 px/frame.
+    """
+    if speed is None:
+        speed = rng.uniform(*_SPEEDS)
+    right, down, turn, growth = motion(class_name, speed, size, frames).T[:, :, None]
+    angle = rng.uniform(0, 2 * np.pi, _WAVES) + turn  # (T, waves), as all below
+    octaves = (rng.uniform(0, 1, _WAVES) + growth / log(8)) % 1
+    frequency = 2 * np.pi / (_SHORTEST * 8**octaves)  # radians per px
+    kx, ky = frequency * np.cos(angle), frequency * np.sin(angle)
+    weight = np.sin(np.pi * octaves) ** 2 * np.exp(-1j * (kx * right + ky * down))
+
+    noise = rng.normal(size=(3, _WAVES)) + 1j * rng.normal(size=(3, _WAVES))  # random phase and height
+    mix = rng.normal(size=(3, 3))
+    colour = mix / np.linalg.norm(mix, axis=1, keepdims=True) @ noise
+
+    # A plane wave is a product of one factor for x and one for y, so a frame's sum over waves is a matrix product.
+    pixel = np.arange(size) - (size - 1) / 2
+    along_x = np.exp(1j * kx[:, None, :, None] * pixel)  # (T, 1, waves, W)
+    along_y = np.exp(1j * ky[:, None, None, :] * pixel[:, None])  # (T, 1, H, waves)
+    picture = ((weight[:, None] * colour)[:, :, None] * along_y @ along_x).real  # (T, 3, H, W)
+    # The gain is fixed (3/8 is the mean of sin⁴): one that looked at the clip would tell a frame about the others.
+    grey = 127.5 + _CONTRAST / sqrt(3 / 8 * _WAVES) * picture
+    return grey.clip(0, 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _is_made(root: Path, recipe: dict[str, str | int]) -> bool:
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    file = root / "recipe.json"
+    found = json.loads(file.read_text()) if file.is_file() else "other files"
+    if found != recipe:
+        raise FileExistsError(
+            f"{str(root)!r}: expected {recipe} or an empty folder, found {found}; delete it or choose another"
+        )
+    return True
+
+
+def _write(path: Path, clip: np.ndarray) -> None:
+    """MPEG-4 with every frame coded alone at a fixed quantiser: a frame's artefacts depend on that frame only."""
+    options = {"flags": "+bitexact+qscale", "global_quality": str(2 * 118)}  # quantiser 2, in units of 1/118
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(25), options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = clip.shape[2], clip.shape[1], "yuv420p", 1
+        stream.thread_count = 1
+        reformatter = VideoReformatter()
+        for picture in clip:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(frame, format="yuv420p", threads=1)))
+        container.mux(stream.encode())

@@ -1,0 +1,167 @@
+"""Pictures: flow colours, arrows, strips, curves, GIF files. Functions of data that return arrays or figures."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .tvl1 import warp
+
+# Okabe and Ito's palette: told apart with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def flow_to_rgb(flow: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Flow (..., 2, H, W) as colours, uint8 (..., H, W, 3): the hue is the direction, white is no motion.
+
+    Full colour stands for `largest` px/frame or more; the flow's 99th percentile where None.
+    """
+    u, v = np.moveaxis(np.asarray(flow, np.float32), -3, 0)
+    length = np.hypot(u, v)
+    if largest is None:
+        largest = _scale(length)
+    hue = np.arctan2(v, u) / (2 * np.pi) % 1
+    saturation = np.clip(length / largest, 0, 1)
+    return np.uint8(255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)))
+
+
+def flow_wheel(pixels: int) -> np.ndarray:
+    """The legend of `flow_to_rgb`, uint8 (pixels, pixels, 4): a disc, transparent outside."""
+    y, x = np.mgrid[-1 : 1 : pixels * 1j, -1 : 1 : pixels * 1j]
+    disc = np.uint8(255 * (np.hypot(x, y) <= 1))
+    return np.dstack([flow_to_rgb(np.stack([x, y]), 1.0), disc])
+
+
+def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> None:
+    """Draw flow (2, H, W) in colours, with the colour wheel and its scale in a corner."""
+    largest = largest or _scale(np.hypot(*flow))
+    axes.imshow(flow_to_rgb(flow, largest))
+    wheel = axes.inset_axes((0.02, 0.02, 0.2, 0.2))
+    wheel.imshow(flow_wheel(101))
+    wheel.set_aspect("equal")
+    wheel.axis("off")
+    axes.set_xlabel(f"colour wheel: direction; its rim: {largest:.2g} px/frame")
+    _bare(axes)
+
+
+def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray, across: int = 24) -> None:
+    """Draw flow (2, H, W) as about `across` arrows a row over a grey or RGB picture, at its true length times 4."""
+    H, W = flow.shape[-2:]
+    step = max(1, W // across)
+    y, x = np.mgrid[step // 2 : H : step, step // 2 : W : step]
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    axes.quiver(
+        x, y, *(4 * flow[:, y, x]), color=COLOURS[4], angles="xy", scale_units="xy", scale=1, width=0.004, minlength=0.5
+    )
+    _bare(axes)
+
+
+def flow_panel(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray, title: str = "") -> Figure:
+    """Four views of a flow (2, H, W) between grey frames (H, W) in 0..255: arrows, colours, and what it explains."""
+    image, motion = (torch.as_tensor(np.array(a, np.float32)) for a in (frame2, flow))
+    warped = warp(image[None, None], motion[:, None, None])[0][0, 0].numpy()
+    before, after = (np.abs(f - frame1.astype(np.float32)) for f in (frame2, warped))
+    H, W = frame1.shape
+    figure, axes = plt.subplots(2, 2, figsize=(8, 8 * H / W + 0.9), layout="constrained")
+    draw_arrows(axes[0, 0], frame1, np.asarray(flow))
+    axes[0, 0].set_title("frame 1, arrows 4 × the flow")
+    draw_flow(axes[0, 1], np.asarray(flow))
+    axes[0, 1].set_title("flow")
+    brightest = max(np.percentile(before, 99.5), 1.0)
+    for ax, difference, name in ((axes[1, 0], before, "before"), (axes[1, 1], after, "after warping")):
+        shown = ax.imshow(difference, cmap="magma", vmin=0, vmax=brightest)
+        ax.set_title(f"difference {name}: mean {difference.mean():.2f}")
+        _bare(ax)
+    figure.colorbar(shown, ax=axes[1], label="|frame 2 − frame 1| (grey levels)", shrink=0.8)
+    figure.suptitle(title)
+    return _finished(figure)
+
+
+def clip_strip(clips: Mapping[str, np.ndarray], every: int = 1) -> Figure:
+    """One row of frames a clip: {name: uint8 (T, H, W, 3)}, every so many frames."""
+    shown = {name: clip[::every] for name, clip in clips.items()}
+    columns = max(map(len, shown.values()))
+    figure, axes = plt.subplots(
+        len(shown), columns, figsize=(1.1 * columns + 1.2, 1.15 * len(shown)), squeeze=False, layout="constrained"
+    )
+    for row, (name, clip) in zip(axes, shown.items(), strict=True):
+        for t, ax in enumerate(row):
+            ax.imshow(clip[t]) if t < len(clip) else ax.set_visible(False)
+            _bare(ax)
+        row[0].set_ylabel(name.replace("-", "-\n"), rotation=0, ha="right", va="center")
+    for t, ax in enumerate(axes[0]):
+        ax.set_title(f"frame {t * every}", fontsize="small")
+    return _finished(figure)
+
+
+def curves(series: Mapping[str, Sequence[float]], x: str, y: str, log: bool = False, smooth: int = 1) -> Figure:
+    """One line a series over 1, 2, ...; `smooth` is the length of a running mean."""
+    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+        mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
+        ax.plot(np.arange(len(mean)) + smooth, mean, color=colour, label=name)
+    ax.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return _finished(figure)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, float] | None = None) -> Figure:
+    """Grouped bars {group: {bar: value}}, every value written on its bar, with named horizontal lines."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
+        drawn = ax.bar(places, [group.get(name, np.nan) for group in groups.values()], width, color=colour, label=name)
+        ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small")
+    for i, (name, value) in enumerate((lines or {}).items()):
+        ax.axhline(value, color="0.3", linestyle=("--", ":")[i % 2], label=name)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_ylabel(y)
+    ax.margins(y=0.12)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return _finished(figure)
+
+
+def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all. Viewers show at most 50 a second."""
+    path = Path(path)
+    images = (Image.fromarray(picture) for picture in pictures)
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as folder:
+        file = Path(folder) / path.name
+        delay = max(20, round(1000 / fps))
+        next(images).save(file, "GIF", save_all=True, append_images=images, duration=delay, loop=0)
+        file.replace(path)
+
+
+def frame_and_flow(frame: np.ndarray, flow: np.ndarray, largest: float) -> np.ndarray:
+    """An RGB frame (H, W, 3) beside its flow (2, H, W) in colours, with the wheel in a corner: uint8 (H, 2W, 3)."""
+    colours = flow_to_rgb(flow, largest)
+    wheel = flow_wheel(max(min(frame.shape[:2]) // 6, 3))
+    corner = colours[-wheel.shape[0] :, -wheel.shape[1] :]
+    corner[wheel[..., 3] > 0] = wheel[wheel[..., 3] > 0, :3]
+    return np.concatenate([frame, colours], 1)
+
+
+def _scale(length: np.ndarray) -> float:
+    """A length in px that nearly all of these stay below, never 0."""
+    return float(max(np.percentile(length, 99), 0.1))
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _finished(figure: Figure) -> Figure:
+    plt.close(figure)  # shown where it is returned, not once more by pyplot
+    return figure

@@ -1,0 +1,129 @@
+"""Training with Lightning, and accuracies."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .data import Clips
+from .data.synthetic import BASIC, PAIRS
+from .models import build_model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a system is trained: AdamW with one cycle of the learning rate (Smith and Topin 2019).
+
+    The defaults suit SyntheticMotion. steps: optimiser steps; batch: clips a step; rate: highest learning rate;
+    clip_norm: the gradient's longest norm (the solver's gradients are heavy-tailed); seed: everything random.
+    """
+
+    steps: int
+    batch: int = 16
+    rate: float = 3e-3
+    clip_norm: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number > 0, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model in eval mode, on the CPU, and the training loss of every step."""
+
+    model: nn.Module
+    losses: list[float]
+
+
+class Classification(L.LightningModule):
+    """Cross-entropy on (clips, labels)."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.losses: list[Tensor] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        clips, labels = batch
+        loss = F.cross_entropy(self.model(clips), labels)
+        self.losses.append(loss.detach())  # read at the end: reading now would stall a GPU
+        return loss
+
+    def predict_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.model(batch[0])
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), self.recipe.rate)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.recipe.rate, total_steps=self.recipe.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+
+class TrainingClips(L.LightningDataModule):
+    """Batches of clips, shuffled by (seed, epoch) alone: neither workers nor an earlier epoch change them."""
+
+    def __init__(self, clips: Clips, recipe: Recipe) -> None:
+        super().__init__()
+        if len(clips) < recipe.batch:
+            raise ValueError(f"batch: expected at most the {len(clips)} clips there are, got {recipe.batch}")
+        self.clips, self.recipe = clips, recipe
+
+    def train_dataloader(self) -> DataLoader:
+        epoch = self.trainer.current_epoch
+        self.clips.set_epoch(epoch)
+        order = torch.Generator()
+        order.manual_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
+        return DataLoader(self.clips, self.recipe.batch, shuffle=True, drop_last=True, generator=order)
+
+
+def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_options: int) -> Trained:
+    """Build the system `name` (with `build_model`'s options) and train it on `clips` for `recipe.steps` steps.
+
+    Reproducible on a CPU: the same arguments give the same weights. Shows a progress bar; may be interrupted.
+    """
+    L.seed_everything(recipe.seed, verbose=False)
+    module = Classification(build_model(name, num_classes, **model_options), recipe)
+    trainer = _trainer(max_steps=recipe.steps, gradient_clip_val=recipe.clip_norm, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(module, datamodule=TrainingClips(clips, recipe))
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return Trained(module.model.cpu().eval(), torch.stack(module.losses).tolist())
+
+
+def predict(model: nn.Module, clips: Clips, batch: int = 32) -> np.ndarray:
+    """Scores (clips, num_classes) of every clip, float32, in the data set's order."""
+    scores = _trainer().predict(Classification(model, Recipe(steps=1)), DataLoader(clips, batch))
+    return torch.cat(scores).float().cpu().numpy()
+
+
+def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
+    """Accuracies on SyntheticMotion in percent, from scores (clips, classes).
+
+    top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
+    pairs: on accelerating and decelerating clips, the two-way decision between the two directions of time; chance is 50.
+    """
+    labels = np.asarray(labels)
+    right = scores.argmax(1) == labels
+    basic = np.isin(labels, [classes.index(name) for name in BASIC])
+    other = {classes.index(a): classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1])}
+    rows = np.flatnonzero(~basic)
+    rivals = np.array([other[label] for label in labels[rows]])
+    ahead = scores[rows, labels[rows]] > scores[rows, rivals]
+    return {key: 100 * float(hits.mean()) for key, hits in (("top1", right), ("basic", right[basic]), ("pairs", ahead))}
+
+
+def _trainer(**options: object) -> L.Trainer:
+    # Lightning tells of every device it does not use, and that workers might be faster: they are not, for small files.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (".*does not have many workers", ".*treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message)
+    return L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, devices=1, **options)
