@@ -13,7 +13,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .tvl1 import warp
+from .spline import CubicSpline
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -36,8 +36,10 @@ def flow_to_rgb(flow: np.ndarray, largest: float | None = None) -> np.ndarray:
 def flow_wheel(pixels: int) -> np.ndarray:
     """The legend of `flow_to_rgb`, uint8 (pixels, pixels, 4): a disc, transparent outside."""
     y, x = np.mgrid[-1 : 1 : pixels * 1j, -1 : 1 : pixels * 1j]
-    disc = np.uint8(255 * (np.hypot(x, y) <= 1))
-    return np.dstack([flow_to_rgb(np.stack([x, y]), 1.0), disc])
+    radius = np.hypot(x, y)
+    colours = flow_to_rgb(np.stack([x, y]), 1.0)
+    colours[radius > 0.93] = 60  # a rim, to be seen on its own colours
+    return np.dstack([colours, np.uint8(255 * (radius <= 1))])
 
 
 def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> None:
@@ -48,7 +50,7 @@ def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> Non
     wheel.imshow(flow_wheel(101))
     wheel.set_aspect("equal")
     wheel.axis("off")
-    axes.set_xlabel(f"colour wheel: direction; its rim: {largest:.2g} px/frame")
+    axes.set_xlabel(f"wheel's rim: {largest:.2g} px/frame", fontsize="small")
     _bare(axes)
 
 
@@ -67,7 +69,7 @@ def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray, across: int =
 def flow_panel(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray, title: str = "") -> Figure:
     """Four views of a flow (2, H, W) between grey frames (H, W) in 0..255: arrows, colours, and what it explains."""
     image, motion = (torch.as_tensor(np.array(a, np.float32)) for a in (frame2, flow))
-    warped = warp(image[None, None], motion[:, None, None])[0][0, 0].numpy()
+    warped = CubicSpline(image[None, None]).warp(motion[:, None, None])[0][0, 0].numpy()
     before, after = (np.abs(f - frame1.astype(np.float32)) for f in (frame2, warped))
     H, W = frame1.shape
     figure, axes = plt.subplots(2, 2, figsize=(8, 8 * H / W + 0.9), layout="constrained")

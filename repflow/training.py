@@ -109,16 +109,17 @@ def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence
     """Accuracies on SyntheticMotion in percent, from scores (clips, classes).
 
     top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
-    pairs: on accelerating and decelerating clips, the two-way decision between the two directions of time; chance is 50.
+    pairs: on accelerating and decelerating clips, the two-way decision between a motion and the same one backwards in
+    time; chance is 50. Left out where `classes` holds no such class.
     """
     labels = np.asarray(labels)
     right = scores.argmax(1) == labels
-    basic = np.isin(labels, [classes.index(name) for name in BASIC])
-    other = {classes.index(a): classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1])}
-    rows = np.flatnonzero(~basic)
-    rivals = np.array([other[label] for label in labels[rows]])
-    ahead = scores[rows, labels[rows]] > scores[rows, rivals]
-    return {key: 100 * float(hits.mean()) for key, hits in (("top1", right), ("basic", right[basic]), ("pairs", ahead))}
+    names = np.asarray(classes)[labels]
+    rival = {a: classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1]) if b in classes}
+    paired = np.flatnonzero(np.isin(names, list(rival)))
+    ahead = scores[paired, labels[paired]] > scores[paired, [rival[name] for name in names[paired]]]
+    hits = {"top1": right, "basic": right[np.isin(names, BASIC)], "pairs": ahead}
+    return {key: 100 * float(hit.mean()) for key, hit in hits.items() if len(hit)}
 
 
 def _trainer(**options: object) -> L.Trainer:

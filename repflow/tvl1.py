@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .solver import classical_kernels, image_gradient, solve
+from .solver import solve
+from .spline import CubicSpline
 
 COARSEST = 16  # pixels: a pyramid level with a shorter side says nothing more
 
@@ -59,12 +60,11 @@ def tvl1(
     for size in _pyramid(H, W, scales, zoom):
         first, second = (_resize(frame, size) for frame in pair)
         flow = _enlarge(flow, size)
-        gradient = image_gradient(second, *(k[0] for k in classical_kernels().to(second)[:2]))
+        spline = CubicSpline(second)
         dual = None  # kept over the warps of a level, as in the IPOL program
         for _ in range(warps):
-            warped, inside = warp(torch.cat([second, *gradient], 1), flow)
-            warped, *grad = warped.split(1, 1)
-            grad = torch.stack(grad) * inside
+            warped, grad, inside = spline.warp(flow)
+            grad = grad * inside
             rho_c = (warped - first) * inside - (grad * flow).sum(0)
             flow, dual = solve(
                 rho_c,
@@ -80,24 +80,6 @@ def tvl1(
             )
             flow = _median_filter(flow, median)
     return flow.movedim(0, 2).reshape(*batch, 2, H, W)
-
-
-def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample an image at x + flow, bicubically: what frame 2 looks like when its motion is undone.
-
-    image (N, C, H, W), flow (2, N, 1, H, W) in pixels. Returns the sampled image, the border repeated outside, and
-    (N, 1, H, W): 1 where x + flow lies inside the image, else 0.
-    """
-    H, W = image.shape[-2:]
-    u, v = flow[:, :, 0]
-    y = torch.arange(H, device=image.device)[:, None] + v
-    x = torch.arange(W, device=image.device) + u
-    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
-    grid = torch.stack([2 * x / max(W - 1, 1) - 1, 2 * y / max(H - 1, 1) - 1], -1)  # -1..1: grid_sample's units
-    warped = F.grid_sample(image, grid, "bicubic", "border", align_corners=True)
-    # Those units round off; what does not move must stay itself, or equal frames would show a flow.
-    still = ((u == 0) & (v == 0))[:, None]
-    return torch.where(still, image, warped), inside[:, None].to(image)
 
 
 def grey(frames: np.ndarray) -> np.ndarray:

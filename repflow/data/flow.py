@@ -1,13 +1,18 @@
-"""TV-L1 flow of whole videos, in constant memory."""
+"""TV-L1 flow of whole videos, in constant memory, and the files made of it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
+from repflow.figures import frame_and_flow, write_gif
 from repflow.tvl1 import grey, tvl1
 from repflow.video import VideoError, iter_frames, probe
 
@@ -27,19 +32,48 @@ def video_flow(
     down, in pixels of the reduced frames per taken frame. Shows progress. Raises VideoError where the video cannot be
     read or has fewer than two such frames.
     """
-    there = len(range(start, probe(path).frames, stride))
-    count = there if frames is None else min(frames, there)
+    there = probe(path).frames
+    count = len(range(start, there, stride))
+    if frames is not None:
+        count = min(frames, count)
     if count < 2:
-        raise VideoError(f"{os.fspath(path)!r}: flow needs 2 frames, got {count}; lower --start or --stride")
+        raise VideoError(
+            f"{os.fspath(path)!r}: flow needs two frames, start={start}, frames={frames}, stride={stride} give {count} "
+            f"of the video's {there}; take an earlier start, a smaller stride or more frames"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    frames_taken = (narrowed(frame, width) for frame in iter_frames(path, start, count, stride))
-    pictures = (torch.from_numpy(grey(frame)).to(device) for frame in frames_taken)
+    taken = (narrowed(frame, width) for frame in iter_frames(path, start, count, stride))
+    pictures = (torch.from_numpy(grey(frame)).to(device) for frame in taken)
     flow = None
     for t, pair in enumerate(tqdm(pairwise(pictures), desc="flow", total=count - 1, unit="frame")):
         if flow is None:
             flow = np.lib.format.open_memmap(file, "w+", np.float32, (count - 1, 2, *pair[0].shape))
         flow[t] = tvl1(*pair).cpu()
     return flow
+
+
+def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
+    """Write `video_flow` (with its options) to an .npz, whole or not at all: arrays `flow` and `fps`."""
+    with _beside(out) as folder:
+        flow = video_flow(video, folder / "flow.npy", **options)
+        with open(folder / "whole", "wb") as file:
+            np.savez(file, flow=flow, fps=_rate(video, options["stride"]))
+        (folder / "whole").replace(out)
+
+
+def write_flow_gif(video: Path, out: Path, *, width: int | None = None, **options: int | None) -> None:
+    """Write the frames (320 px wide where `width` is None) beside `video_flow` in colours, whole or not at all.
+
+    One scale for all frames: the 99th percentile of the flow's length, or a sample of it.
+    """
+    width = width or 320
+    with _beside(out) as folder:
+        flow = video_flow(video, folder / "flow.npy", width=width, **options)
+        some = flow[:: max(1, len(flow) // 100), :, ::4, ::4]
+        largest = max(float(np.percentile(np.hypot(some[:, 0], some[:, 1]), 99)), 0.1)
+        frames = iter_frames(video, options["start"], len(flow), options["stride"])
+        pictures = (frame_and_flow(narrowed(f, width), u, largest) for f, u in zip(frames, flow, strict=True))
+        write_gif(out, pictures, _rate(video, options["stride"]))
 
 
 def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
@@ -49,3 +83,15 @@ def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
         return frame
     planes = torch.from_numpy(frame).permute(2, 0, 1)
     return resize(planes, [max(1, round(H * width / W)), width]).permute(1, 2, 0).numpy()
+
+
+def _rate(video: Path, stride: int | None) -> float:
+    rate = probe(video).fps
+    return (25.0 if np.isnan(rate) else rate) / (stride or 1)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder for what is not finished, on the file system of `out`, gone afterwards."""
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
+        yield Path(folder)

@@ -4,7 +4,7 @@ Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 TAGS = {"train": 1, "test": 2, "unused": 0}
@@ -16,11 +16,18 @@ class HMDB51:
     The split files <class>_test_split<fold>.txt lie in `root` or in `root`/testTrainMulti_7030_splits. Their lines are
     "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do.
 
-    classes: sorted class names, a label being an index into them; samples: (path, label), by class, then in the order
-    of the split file. Raises FileNotFoundError for a missing root, split file or video, ValueError for a bad line.
+    classes: sorted class names (only those named in the argument `classes`, where given), a label being an index into
+    them; samples: (path, label), by class, then in the order of the split file. Raises FileNotFoundError for a missing
+    root, split file or video, ValueError for a bad line or an unknown class.
     """
 
-    def __init__(self, root: str | os.PathLike[str], fold: int = 1, subset: str = "train") -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        fold: int = 1,
+        subset: str = "train",
+        classes: Collection[str] | None = None,
+    ) -> None:
         if subset not in TAGS:
             raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
         root, ending = Path(root), f"_test_split{fold}.txt"
@@ -33,7 +40,9 @@ class HMDB51:
             raise FileNotFoundError(
                 f"{str(root)!r}: no *{ending} there or in {folders[1].name}; unpack the split files"
             )
-        self.classes: list[str] = sorted(splits)
+        if unknown := sorted(set(classes or ()) - set(splits)):
+            raise ValueError(f"{str(root)!r}: no class {', '.join(unknown)}; there are {', '.join(sorted(splits))}")
+        self.classes: list[str] = sorted(splits if classes is None else classes)
         self.samples: list[tuple[Path, int]] = [
             (root / name / video, label)
             for label, name in enumerate(self.classes)

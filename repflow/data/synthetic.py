@@ -10,6 +10,7 @@ and no frame is sharper than another.
 
 import json
 import os
+from collections.abc import Collection
 from fractions import Fraction
 from math import asinh, log, sqrt
 from pathlib import Path
@@ -51,8 +52,10 @@ _CONTRAST = 45.0  # grey levels, standard deviation
 class SyntheticMotion(HMDB51):
     """One subset of a set that `make` wrote; `samples` and `classes` as in HMDB51, labels in alphabetical order."""
 
-    def __init__(self, root: str | os.PathLike[str], subset: str = "train") -> None:
-        super().__init__(root, fold=1, subset=subset)
+    def __init__(
+        self, root: str | os.PathLike[str], subset: str = "train", classes: Collection[str] | None = None
+    ) -> None:
+        super().__init__(root, fold=1, subset=subset, classes=classes)
 
     @staticmethod
     def make(

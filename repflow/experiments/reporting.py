@@ -1,0 +1,115 @@
+"""What a notebook says about its result, and what is noted about the machine that made it."""
+
+import base64
+import io
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repflow import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from nbformat import NotebookNode
+
+_METRICS = "application/vnd.repflow.metrics+json"
+_ROOT = Path(__file__).parents[2]
+
+
+def report(headline: str, *, value: float, unit: str = "", figure: "Figure | None" = None, **metrics: object) -> None:
+    """Show a notebook's result in its output, where `repflow run` finds it; the last call of a notebook counts.
+
+    headline says in words what `value` (a finite number, in `unit`) is; `figure` is shown above it and closed. The
+    other metrics are finite numbers, texts, booleans, or lists, dicts, arrays and tensors of these. Raises ValueError
+    for a number that is not finite and TypeError for anything else, naming the entry.
+    """
+    from IPython.display import display
+
+    record = {"headline": {"text": headline, "value": value, "unit": unit}, "metrics": metrics}
+    record = _plain("report", record)
+    if not isinstance(record["headline"]["value"], int | float):
+        raise TypeError(f"report, headline, value: expected a number, got {value!r}")
+    line = summary(record["headline"])
+    if figure is not None:
+        # An output of its own: in one bundle a page would show the text or the picture, not both.
+        metadata = {"image/png": {"alt": line}, _METRICS: "figure"}
+        display({"image/png": _png(figure), "text/plain": line}, raw=True, metadata=metadata)
+    display({_METRICS: record, "text/markdown": f"**{line}**", "text/plain": line}, raw=True)
+
+
+def reported(notebook: "NotebookNode") -> tuple[dict[str, Any], bytes | None]:
+    """Return what an executed notebook reported ({} if it did not) and the headline figure as PNG (None without)."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    records = [output.data[_METRICS] for output in outputs if _METRICS in output.data]
+    figures = [output.data["image/png"] for output in outputs if _METRICS in output.metadata]
+    return records[-1] if records else {}, base64.b64decode(figures[-1]) if figures else None
+
+
+def summary(headline: dict[str, Any]) -> str:
+    """Return a headline in one line, its number with four digits, or with thousands set apart."""
+    value = headline["value"]
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{headline['text']}: {digits} {headline['unit']}".rstrip()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result file says about where it was made: versions, commit, processor, GPU, platform."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "repflow": __version__,
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return `value` as JSON can hold it."""
+    if hasattr(value, "tolist"):  # NumPy's and PyTorch's scalars and arrays
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(f"{name}, {key}", entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}, {index}", entry) for index, entry in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}; report what was measured or leave it out")
+    if not isinstance(value, bool | int | float | str):
+        raise TypeError(f"{name}: expected numbers, texts, booleans, lists or dicts, got {type(value).__name__}")
+    return value
+
+
+def _png(figure: "Figure") -> str:
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    plt.close(figure)  # else the inline backend shows it again
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with `-dirty` after it when files differ; None where there is no checkout."""
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout of somebody else's
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # only Linux has it
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

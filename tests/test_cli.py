@@ -1,0 +1,121 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, writes
+
+import repflow
+from repflow.cli import main
+
+REPFLOW = [sys.executable, "-m", "repflow"]
+
+
+def write_notebook(path, parameters, *cells):
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(writes(new_notebook(cells=[tagged, *map(new_code_cell, cells)])))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such"], "repflow: no notebook 'no_such'"),
+        (["-p", "stesp", "3", "NOTEBOOK"], "repflow: no parameter 'stesp', did you mean 'steps'?"),
+        (["NOTEBOOK", "-p", "steps", "many"], "steps (of the optimiser) takes a whole number, not 'many'"),
+        (["NOTEBOOK", "--profile", "small"], "profiles.toml"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_starts_nothing(tmp_path, capsys, arguments, message):
+    notebook = write_notebook(tmp_path / "a.ipynb", "steps: int = 3  # of the optimiser")
+    arguments = [notebook if argument == "NOTEBOOK" else argument for argument in arguments]
+    assert main(["run", *arguments, "--out", str(tmp_path / "runs")]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert (stdout, stderr.count("\n")) == ("", 1)
+    assert message in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ipynb"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "-p", "steps"], ["run", "--profile", "huge"]])
+def test_the_parser_refuses_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: repflow" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"repflow {repflow.__version__}\n"
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
+    notebook = write_notebook(tmp_path / "a.ipynb", "steps: int = 3")
+    assert main(["run", notebook, "--out", notebook]) == 1
+    assert capsys.readouterr().err.startswith(f"repflow: no results can be written to {notebook}")
+
+
+def test_the_command_itself_loads_nothing_heavy():
+    code = "import repflow, sys; known = set(sys.modules); import repflow.cli; print(*set(sys.modules) - known)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "papermill", "nbconvert", "nbformat", "IPython", "matplotlib"} & set(loaded)
+
+
+def test_an_installed_package_finds_its_own_notebooks(tmp_path):
+    """A wheel carries the notebooks inside the package; a folder `notebooks` beside it is someone else's."""
+    package = tmp_path / "site" / "repflow"
+    shutil.copytree(Path(repflow.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    write_notebook(package / "notebooks" / "01_inside.ipynb", "steps: int = 3")
+    write_notebook(package.parent / "notebooks" / "02_outside.ipynb", "steps: int = 3")
+    variables = {**os.environ, "PYTHONPATH": str(package.parent)}
+    command = [*REPFLOW, "run", "no_such"]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there are: 01_inside;" in done.stderr
+
+
+WAIT = """
+import json, os, subprocess, time
+children = [subprocess.Popen(["sleep", "600"], start_new_session=alone) for alone in (False, True)]
+with open(pids + ".new", "w") as file:
+    json.dump([os.getpid(), os.getppid(), *[child.pid for child in children]], file)
+os.rename(pids + ".new", pids)
+time.sleep(600)
+"""
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
+    waiting = write_notebook(tmp_path / "01_wait.ipynb", "pids: str = ''", "print('begun')", WAIT)
+    never = write_notebook(tmp_path / "02_never.ipynb", "steps: int = 3")
+    pids = tmp_path / "pids"
+    command = [*REPFLOW, "run", waiting, never, "-p", "pids", str(pids), "--out", str(tmp_path / "runs")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 60
+        while not pids.exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        started = json.loads(pids.read_text())
+        assert all(map(alive, started))
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)  # an impatient second one must not break the cleaning up
+        stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert not any(map(alive, started))
+    assert "Traceback" not in stderr
+    (out,) = (tmp_path / "runs").iterdir()
+    assert not out.name.startswith(".")
+    names = ["01_wait.html", "01_wait.ipynb", "01_wait.metrics.json", "index.html"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "begun" in (out / "01_wait.html").read_text()
+    assert "Not run: 02_never" in (out / "index.html").read_text()
