@@ -8,7 +8,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def time_in_turn(tasks: Mapping[str, Callable[[], object]], repeats: int = 5, seed: int = 0) -> dict[str, np.ndarray]:

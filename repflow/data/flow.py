@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torchvision.transforms.v2.functional import resize
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from repflow.figures import frame_and_flow, write_gif
 from repflow.tvl1 import grey, tvl1

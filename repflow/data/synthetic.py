@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import HMDB51, TAGS
 

@@ -1,0 +1,126 @@
+"""The project's own files agree with each other."""
+
+import csv
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from repflow.benchmark import paper_table
+from repflow.cli import main
+from repflow.data.synthetic import SyntheticMotion
+from repflow.experiments import find_notebooks
+from repflow.experiments.collect import BEGIN, END, read, table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_conda_and_pip_install_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert f"python{project['requires-python']}" in conda
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", *pip["pip"])[1].split(",")
+    assert set(extras) <= set(project["optional-dependencies"])
+    # Nothing but what pip does not bring: no package may be asked for in two versions.
+    assert {re.split("[<>=]", name)[0] for name in conda} == {"python", "pip", "ffmpeg"}
+
+
+def test_every_dependency_is_locked_and_says_who_needs_it():
+    text = (ROOT / "pyproject.toml").read_text()
+    lock = (ROOT / "requirements.lock").read_text()
+    versions = (ROOT / "ci" / "versions").read_text()
+    lines = re.findall(r'^  "([a-zA-Z0-9-]+)>=[\d.]+",(.*)$', text, re.MULTILINE)
+    assert len(lines) > 15
+    for name, comment in lines:
+        assert comment.strip().startswith("#"), name
+        assert re.search(rf"^{name}==", lock, re.MULTILINE) or f"{name.upper()}=" in versions, name
+
+
+def test_the_version_is_one():
+    from repflow import __version__
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_no_file_names_a_package_index_or_a_place_on_a_machine():
+    hosts = ["pypi" + ".org", "python" + "hosted", "download.py" + "torch", "/home" + "/", "/ro" + "ot/"]
+    for path in tracked():
+        if path.suffix not in (".png", ".npz"):
+            text = path.read_text(encoding="utf-8")
+            assert not [host for host in hosts if host in text], path
+
+
+def test_readme_shows_the_paper_s_numbers():
+    shown = {}
+    for line in README.splitlines():
+        cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and "±" in cells[4]:
+            shown[cells[0]] = [cell.replace("–", "") for cell in cells[1:5]]
+    columns = ("kinetics400", "hmdb51", "hmdb51_kinetics")
+    assert shown == {
+        name: [*(row[c] for c in columns), f"{row['milliseconds']} ± {row['spread']}"]
+        for name, row in paper_table().items()
+    }
+
+
+def test_readme_shows_our_measured_numbers():
+    rows = read(ROOT / "results" / "synthetic_motion.csv")
+    assert len({row["seed"] for row in rows}) >= 3
+    assert README.partition(BEGIN)[2].partition(END)[0] == table(rows)
+
+
+def test_paper_table_is_the_paper_s():
+    with (ROOT / "results" / "paper.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 19
+    assert sum(row["readme"] == "yes" for row in rows.values()) == 6
+    assert 13.8 < float(rows["(2+1)D Two-Stream"]["milliseconds"]) / 622 < 13.9
+
+
+def test_links_in_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 6
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_code_in_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(compile(code, "README", "exec"), names)  # noqa: S102 (our own text)
+    assert names["out"].shape == (2, 64, 7, 28, 28)
+    assert names["flow"].shape == (2, 240, 320)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """All notebooks, on a video of our own and as small as they go."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    SyntheticMotion.make(folder / "set", train=1, test=0, unused=0, size=64, frames=4)
+    video = next((folder / "set" / "right").glob("*.avi"))
+    values = {
+        "video": video, "iterations": 4, "train_clips": 3, "test_clips": 4, "steps": 2, "repeats": 1, "side": 48,
+        "frames": 6, "data": folder / "data", "channels": 4,
+    }  # fmt: skip
+    arguments = [part for name, value in values.items() for part in ("-p", name, str(value))]
+    code = main(["run", "--out", str(folder / "runs"), *arguments])
+    return code, next((folder / "runs").iterdir())
+
+
+def test_every_notebook_runs_with_other_parameters(executed):
+    code, run = executed
+    assert code == 0
+    assert (run / "index.html").is_file()
+    for notebook in find_notebooks():
+        assert {path.suffix for path in run.glob(f"{notebook.stem}*")} == {".ipynb", ".html", ".json", ".png"}
