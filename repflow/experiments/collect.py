@@ -64,9 +64,9 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     ]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
     note = (
-        f"Mean (and range) over seeds {', '.join(seeds)}; {first['steps']} steps, {first['train_clips']} clips "
-        f"a class, {first['test_clips']} test clips; {first['cpu']}, {first['cpus']} cores, PyTorch {first['torch']}. "
-        "Chance is 8.3, 8.3 and 50."
+        f"Mean (and range) over seeds {', '.join(seeds)}; {first['steps']} steps; for training {first['train_clips']} "
+        f"clips a class, for testing {first['test_clips']} clips; {first['cpu']}, {first['cpus']} cores, "
+        f"PyTorch {first['torch']}. Chance is 8.3, 8.3 and 50."
     )
     return "\n".join([*lines, "", note, ""])
 
