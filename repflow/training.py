@@ -93,9 +93,10 @@ def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_opt
     L.seed_everything(recipe.seed, verbose=False)
     module = Classification(build_model(name, num_classes, **model_options), recipe)
     trainer = _trainer(max_steps=recipe.steps, gradient_clip_val=recipe.clip_norm, reload_dataloaders_every_n_epochs=1)
-    trainer.fit(module, datamodule=TrainingClips(clips, recipe))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=TrainingClips(clips, recipe))
+    except SystemExit:  # what Lightning makes of ctrl-C; a notebook's kernel would end
+        raise KeyboardInterrupt from None
     return Trained(module.model.cpu().eval(), torch.stack(module.losses).tolist())
 
 

@@ -50,6 +50,17 @@ def test_the_same_seed_gives_the_same_weights(small):
     assert np.isfinite(first.losses).all()
 
 
+def test_an_interrupt_stays_an_interrupt(small, monkeypatch):
+    """Lightning turns ctrl-C into an exit, which would end the kernel of a notebook."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repflow.training.Classification.training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("rgb_2d", Clips(SyntheticMotion(small), 4, train=True), 12, Recipe(steps=2, batch=8))
+
+
 def test_predictions_are_the_model_s_in_the_order_of_the_clips(small):
     model, clips = build_model("rgb_2d", 12).eval(), Clips(SyntheticMotion(small, "test"), 6, train=False)
     scores = predict(model, clips, batch=5)
