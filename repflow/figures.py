@@ -55,14 +55,15 @@ def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> Non
 
 
 def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray, across: int = 24) -> None:
-    """Draw flow (2, H, W) as about `across` arrows a row over a grey or RGB picture, at its true length times 4."""
+    """Draw flow (2, H, W) as about `across` arrows a row over a grey or RGB picture; the title tells their scale."""
     H, W = flow.shape[-2:]
     step = max(1, W // across)
     y, x = np.mgrid[step // 2 : H : step, step // 2 : W : step]
+    enlarged = 2 * step / _scale(np.hypot(*flow))  # the longest reach over two steps
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    axes.quiver(
-        x, y, *(4 * flow[:, y, x]), color=COLOURS[4], angles="xy", scale_units="xy", scale=1, width=0.004, minlength=0.5
-    )
+    options = {"angles": "xy", "scale_units": "xy", "scale": 1 / enlarged, "width": 0.004, "minlength": 0.5}
+    axes.quiver(x, y, *flow[:, y, x], color=COLOURS[4], **options)
+    axes.set_title(f"frame 1, arrows {enlarged:.2g} × the flow")
     _bare(axes)
 
 
@@ -74,7 +75,6 @@ def flow_panel(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray, title: 
     H, W = frame1.shape
     figure, axes = plt.subplots(2, 2, figsize=(8, 8 * H / W + 0.9), layout="constrained")
     draw_arrows(axes[0, 0], frame1, np.asarray(flow))
-    axes[0, 0].set_title("frame 1, arrows 4 × the flow")
     draw_flow(axes[0, 1], np.asarray(flow))
     axes[0, 1].set_title("flow")
     brightest = max(np.percentile(before, 99.5), 1.0)
