@@ -1,14 +1,34 @@
 """Representation Flow for Action Recognition: understand it, run it, measure it."""
 
+import importlib
 import os
+from types import ModuleType
 
 # Before PyTorch is loaded: GNU OpenMP's threads otherwise spin so long while they wait that two processes which share
 # their cores each train 140 times slower; with this it is 3 times, and as fast as before on an idle machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from . import official
+from . import official, video
 from .layers import FlowOfFlow, RepresentationFlow, representation_flow
+from .models import build_model, list_models
 from .tvl1 import tvl1
 
-__all__ = ["FlowOfFlow", "RepresentationFlow", "official", "representation_flow", "tvl1"]
+__all__ = [
+    "FlowOfFlow",
+    "RepresentationFlow",
+    "build_model",
+    "data",
+    "list_models",
+    "official",
+    "representation_flow",
+    "tvl1",
+    "video",
+]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load `repflow.data` when it is asked for: it needs torchvision, which takes seconds."""
+    if name == "data":
+        return importlib.import_module(".data", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

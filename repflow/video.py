@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 
 # Without these FFmpeg reads a playlist's addresses, a list's neighbour files, and plain text as a moving picture.
 _OPTIONS = {
-    "format_whitelist": "avi,mov,matroska,mpeg,mpegts,mpegvideo,m4v,h264,flv,asf,ogg",
+    "format_whitelist": "avi,mov,matroska,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,mxf,rm,ivf",
     "protocol_whitelist": "file",
 }
 
