@@ -8,10 +8,10 @@ from types import ModuleType
 # their cores each train 140 times slower; with this it is 3 times, and as fast as before on an idle machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from . import official, video
-from .layers import FlowOfFlow, RepresentationFlow, representation_flow
-from .models import build_model, list_models
-from .tvl1 import tvl1
+from repflow import official, video
+from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
+from repflow.models import build_model, list_models
+from repflow.tvl1 import tvl1
 
 __all__ = [
     "FlowOfFlow",

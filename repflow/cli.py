@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from repflow import __version__
@@ -20,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("repflow").setLevel(logging.INFO)
+    with suppress(ValueError):  # not in a thread, where no handler can be set
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what is unfinished is cleaned up
     try:
         code = arguments.command(arguments)
         sys.stdout.flush()

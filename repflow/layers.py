@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .solver import Kernels, classical_kernels, image_gradient, solve
+from repflow.solver import Kernels, classical_kernels, image_gradient, solve
 
 # What can be learned. The paper's best set leaves the image gradient fixed.
 LEARNABLE = ("image_gradient", "flow_gradient", "divergence", "tau", "lam", "theta")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .data import Clips
-from .data.synthetic import BASIC, PAIRS
-from .models import build_model
+from repflow.data import Clips
+from repflow.data.synthetic import BASIC, PAIRS
+from repflow.models import build_model
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .solver import solve
-from .spline import CubicSpline
+from repflow.solver import solve
+from repflow.spline import CubicSpline
 
 COARSEST = 16  # pixels: a pyramid level with a shorter side says nothing more
 

@@ -6,8 +6,8 @@ from time import perf_counter
 import ipywidgets as widgets
 import numpy as np
 
-from .figures import flow_panel
-from .tvl1 import tvl1
+from repflow.figures import flow_panel
+from repflow.tvl1 import tvl1
 
 
 def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None) -> widgets.Widget:

@@ -1,6 +1,9 @@
 """Flow colours, GIF files, and the flow of whole videos."""
 
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -120,6 +123,24 @@ def test_bad_flow_commands_say_what_is_wrong_and_leave_nothing(
     assert error.splitlines()[-1].startswith("repflow: ")
     assert named in error
     assert sorted(os.listdir()) == ["cut.avi", "good.avi", "text.mp4"]
+
+
+def test_a_stopped_flow_command_leaves_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    write_gif(tmp_path / "long.gif", rng.integers(0, 255, (60, 200, 200, 3), dtype=np.uint8), fps=10)
+    command = [sys.executable, "-m", "repflow", "flow", "long.gif", "--out", "f.npz"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while len(os.listdir(tmp_path)) == 1:  # until it has begun to write
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.terminate()
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+    assert os.listdir(tmp_path) == ["long.gif"]
 
 
 def test_wide_frames_are_narrowed_in_proportion():

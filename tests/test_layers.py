@@ -8,7 +8,7 @@ from fill_state_dict import filled
 
 from repflow import FlowOfFlow, RepresentationFlow, representation_flow
 from repflow.layers import LEARNABLE, PAPER_SET, scale_clips
-from repflow.official import FlowLayer201902
+from repflow.official import FlowLayer201902, FlowLayer201906
 
 LAYERS = [RepresentationFlow, FlowOfFlow]
 
@@ -32,6 +32,31 @@ def test_golden_layer_of_february_2019(shared):
     assert len([name for name in expected if name.startswith("grad/")]) == 9
     for name, value in got.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_golden_layer_of_june_2019(shared, mode):
+    golden = np.load(shared / "golden" / "layer_2019_06.npz")
+    expected = {name: torch.from_numpy(golden[name]) for name in golden.files}
+    channels, bottleneck = expected["x"].shape[1], int(golden["bottleneck"])
+    layer = FlowLayer201906(channels, bottleneck, n_iter=int(golden["n_iter"]))
+    weights = filled({f"rep_flow.{k}": w for k, w in layer.state_dict().items()}, int(golden["salt"]))
+    layer.load_state_dict({k.removeprefix("rep_flow."): w for k, w in weights.items()})
+    layer.double().train(mode == "train")
+    x = expected["x"].requires_grad_()
+    y = layer(x)
+    (y * expected["w"]).sum().backward()
+    got = {"y": y, "grad/x": x.grad} | {f"grad/{name}": p.grad for name, p in layer.named_parameters()}
+    assert {f"{mode}/{name}" for name in got} == {name for name in expected if name.startswith(mode)}
+    for name, value in got.items():
+        torch.testing.assert_close(
+            value, expected[f"{mode}/{name}"], rtol=0, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_the_june_layer_begins_as_the_identity(rng):
+    x = clips(rng)
+    torch.testing.assert_close(FlowLayer201906(6, 4)(x), F.relu(x[:, :, :-1]))
 
 
 def test_representation_flow_of_a_small_translation():

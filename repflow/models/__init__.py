@@ -1,5 +1,5 @@
 """The systems that can be built by name: a backbone, and what it is told about motion."""
 
-from .systems import build_model, list_models
+from repflow.models.systems import build_model, list_models
 
 __all__ = ["build_model", "list_models"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..layers import FlowOfFlow, RepresentationFlow
-from .backbones import Backbone, tiny_2d
+from repflow.layers import FlowOfFlow, RepresentationFlow
+from repflow.models.backbones import Backbone, tiny_2d
 
 
 @dataclass(frozen=True)

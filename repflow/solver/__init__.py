@@ -9,8 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import reference
-from .operators import Kernels, classical_kernels, image_gradient
+from repflow.solver import reference
+from repflow.solver.operators import Kernels, classical_kernels, image_gradient
 
 __all__ = ["Kernels", "classical_kernels", "image_gradient", "solve"]
 

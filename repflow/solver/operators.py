@@ -32,6 +32,14 @@ class Kernels(NamedTuple):
         """The kernels of one iteration, each (C, taps)."""
         return Kernels(*(kernel[min(iteration, len(kernel) - 1)] for kernel in self))
 
+    def gradient(self, flow: Tensor) -> Tensor:
+        """(d/dx, d/dy) of (..., C, H, W), stacked in front; for the kernels of one iteration."""
+        return torch.stack([forward_difference(flow, self.flow_x, X), forward_difference(flow, self.flow_y, Y)])
+
+    def divergence(self, dual: Tensor) -> Tensor:
+        """Divergence of (2, ..., C, H, W), the first axis being x and y; for the kernels of one iteration."""
+        return backward_difference(dual[0], self.div_x, X) + backward_difference(dual[1], self.div_y, Y)
+
 
 def classical_kernels() -> Kernels:
     """Central differences of the image, forward ones of the flow, backward ones for the divergence (Zach 2007)."""
@@ -47,6 +55,14 @@ def image_gradient(frame: Tensor, kernel_x: Tensor, kernel_y: Tensor, border_fra
     *that* frame instead, whatever the kernel: what the 2019 layers compute, with frame 1.
     """
     return torch.stack([_centred_difference(frame, k, dim, border_frame) for k, dim in ((kernel_x, X), (kernel_y, Y))])
+
+
+def replace_border(difference: Tensor, frame: Tensor, dim: int) -> Tensor:
+    """`difference` with its two ends along `dim` replaced by half the one-sided differences of `frame`."""
+    n = frame.shape[dim]
+    one_sided = frame.diff(dim=dim) / 2
+    ends = one_sided.narrow(dim, 0, 1), one_sided.narrow(dim, n - 2, 1)
+    return torch.cat([ends[0], difference.narrow(dim, 1, n - 2), ends[1]], dim)
 
 
 def forward_difference(flow: Tensor, kernel: Tensor, dim: int) -> Tensor:
@@ -74,11 +90,7 @@ def _centred_difference(frame: Tensor, kernel: Tensor, dim: int, border_frame: T
     before, after = 2 * first - frame.narrow(dim, 1, 1), 2 * last - frame.narrow(dim, n - 2, 1)
     padded = torch.cat([before, frame, after], dim)
     difference = sum(k * padded.narrow(dim, i, n) for i, k in enumerate(_taps(kernel)))
-    if border_frame is None:
-        return difference
-    one_sided = border_frame.diff(dim=dim) / 2
-    ends = one_sided.narrow(dim, 0, 1), one_sided.narrow(dim, n - 2, 1)
-    return torch.cat([ends[0], difference.narrow(dim, 1, n - 2), ends[1]], dim)
+    return difference if border_frame is None else replace_border(difference, border_frame, dim)
 
 
 def _taps(kernel: Tensor) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .operators import Kernels, X, Y, backward_difference, forward_difference
+from repflow.solver.operators import Kernels
 
 # Keeps |grad F|^2 and the square root away from zero, where their gradients are infinite. The 2019 code's value.
 TINY = 1e-12
@@ -36,12 +36,10 @@ def iterate(
         bound = lam * theta
         w = flow + torch.clamp(-rho / slope, -bound, bound) * grad
         # Smoothness term, through the dual field: u = w + theta div p.
-        p_x, p_y = dual
-        new = w + theta * (backward_difference(p_x, k.div_x, X) + backward_difference(p_y, k.div_y, Y))
+        new = w + theta * k.divergence(dual)
         # Dual ascent. u and v each have their own |grad|, as in every implementation.
-        d_x, d_y = forward_difference(new, k.flow_x, X), forward_difference(new, k.flow_y, Y)
-        length = (d_x.square() + d_y.square() + TINY).sqrt()
-        new_dual = (dual + step * torch.stack([d_x, d_y])) / (1 + step * length)
+        d = k.gradient(new)
+        new_dual = (dual + step * d) / (1 + step * (d.square().sum(0) + TINY).sqrt())
         if epsilon == 0:
             flow, dual = new, new_dual
             continue
