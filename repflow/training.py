@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from repflow.data import Clips
 from repflow.data.synthetic import BASIC, PAIRS
@@ -85,6 +86,22 @@ class TrainingClips(L.LightningDataModule):
         return DataLoader(self.clips, self.recipe.batch, shuffle=True, drop_last=True, generator=order)
 
 
+class Progress(L.Callback):
+    """One bar over all steps. Lightning's own is one an epoch, and in a notebook it always looks full."""
+
+    def __init__(self, what: str, steps: int) -> None:
+        self.bar = tqdm(total=steps, desc=what, leave=False)
+
+    def _step(self, *_: object) -> None:
+        self.bar.update()
+
+    def _close(self, *_: object) -> None:
+        self.bar.close()
+
+    on_train_batch_end = on_predict_batch_end = _step
+    on_train_end = on_predict_end = on_exception = _close
+
+
 def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_options: int) -> Trained:
     """Build the system `name` (with `build_model`'s options) and train it on `clips` for `recipe.steps` steps.
 
@@ -92,7 +109,12 @@ def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_opt
     """
     L.seed_everything(recipe.seed, verbose=False)
     module = Classification(build_model(name, num_classes, **model_options), recipe)
-    trainer = _trainer(max_steps=recipe.steps, gradient_clip_val=recipe.clip_norm, reload_dataloaders_every_n_epochs=1)
+    trainer = _trainer(
+        Progress(f"training {name}", recipe.steps),
+        max_steps=recipe.steps,
+        gradient_clip_val=recipe.clip_norm,
+        reload_dataloaders_every_n_epochs=1,
+    )
     try:
         trainer.fit(module, datamodule=TrainingClips(clips, recipe))
     except SystemExit:  # what Lightning makes of ctrl-C; a notebook's kernel would end
@@ -102,7 +124,9 @@ def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_opt
 
 def predict(model: nn.Module, clips: Clips, batch: int = 32) -> np.ndarray:
     """Scores (clips, num_classes) of every clip, float32, in the data set's order."""
-    scores = _trainer().predict(Classification(model, Recipe(steps=1)), DataLoader(clips, batch))
+    loader = DataLoader(clips, batch)
+    trainer = _trainer(Progress("predicting", len(loader)))
+    scores = trainer.predict(Classification(model, Recipe(steps=1)), loader)
     return torch.cat(scores).float().cpu().numpy()
 
 
@@ -123,9 +147,15 @@ def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence
     return {key: 100 * float(hit.mean()) for key, hit in hits.items() if len(hit)}
 
 
-def _trainer(**options: object) -> L.Trainer:
+def _trainer(progress: Progress, **options: object) -> L.Trainer:
     # Lightning tells of every device it does not use, and that workers might be faster: they are not, for small files.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (".*does not have many workers", ".*treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message)
-    return L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, devices=1, **options)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+    }
+    return L.Trainer(callbacks=[progress], devices=1, **quiet, **options)
