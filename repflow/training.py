@@ -90,7 +90,10 @@ class Progress(L.Callback):
     """One bar over all steps. Lightning's own is one an epoch, and in a notebook it always looks full."""
 
     def __init__(self, what: str, steps: int) -> None:
-        self.bar = tqdm(total=steps, desc=what, leave=False)
+        self.what, self.steps, self.bar = what, steps, tqdm(disable=True)
+
+    def _open(self, *_: object) -> None:
+        self.bar = tqdm(total=self.steps, desc=self.what, leave=False)
 
     def _step(self, *_: object) -> None:
         self.bar.update()
@@ -98,6 +101,7 @@ class Progress(L.Callback):
     def _close(self, *_: object) -> None:
         self.bar.close()
 
+    on_train_start = on_predict_start = _open
     on_train_batch_end = on_predict_batch_end = _step
     on_train_end = on_predict_end = on_exception = _close
 
