@@ -81,13 +81,14 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
 def _flow(arguments: argparse.Namespace) -> int:
     """Compute TV-L1 flow between successive frames, and write it as a GIF (frames beside flow colours) or as arrays:
     `flow` (T-1, 2, H, W) in pixels per frame taken, u to the right and v down, and `fps`."""
-    from repflow.data import flow
+    from repflow.data.flow import write_flow_npz
+    from repflow.figures import write_flow_gif
 
     options = {name: getattr(arguments, name) for name in ("start", "frames", "stride", "width")}
     for name, least in (("start", 0), ("frames", 1), ("stride", 1), ("width", 1)):
         if options[name] is not None and options[name] < least:
             raise UsageError(f"--{name}: expected a whole number >= {least}, got {options[name]}")
-    write = {".gif": flow.write_flow_gif, ".npz": flow.write_flow_npz}.get(arguments.out.suffix.lower())
+    write = {".gif": write_flow_gif, ".npz": write_flow_npz}.get(arguments.out.suffix.lower())
     if write is None:
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .npz")
     if arguments.out.is_dir() or not os.access(arguments.out.absolute().parent, os.W_OK):

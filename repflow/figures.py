@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +12,9 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from repflow.data.flow import beside, flow_rate, narrowed, video_flow
 from repflow.spline import CubicSpline
+from repflow.video import iter_frames
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -136,13 +137,25 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
 
 def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
     """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all. Viewers show at most 50 a second."""
-    path = Path(path)
     images = (Image.fromarray(picture) for picture in pictures)
-    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as folder:
-        file = Path(folder) / path.name
+    with beside(Path(path)) as folder:
         delay = max(20, round(1000 / fps))
-        next(images).save(file, "GIF", save_all=True, append_images=images, duration=delay, loop=0)
-        file.replace(path)
+        next(images).save(folder / "whole", "GIF", save_all=True, append_images=images, duration=delay, loop=0)
+        (folder / "whole").replace(path)
+
+
+def write_flow_gif(video: Path, out: Path, *, width: int | None = None, **options: int | None) -> None:
+    """Write a video's frames (320 px wide where `width` is None) beside their `video_flow` in colours, as a GIF.
+
+    One scale for all frames: the 99th percentile of the flow's length, in a sample of it where it is long.
+    """
+    width = width or 320
+    with beside(out) as folder:
+        flow = video_flow(video, folder / "flow.npy", width=width, **options)
+        largest = _scale(np.hypot(*np.moveaxis(flow[:: max(1, len(flow) // 100), :, ::4, ::4], 1, 0)))
+        frames = iter_frames(video, options["start"], len(flow), options["stride"])
+        pictures = (frame_and_flow(narrowed(f, width), u, largest) for f, u in zip(frames, flow, strict=True))
+        write_gif(out, pictures, flow_rate(video, options["stride"]))
 
 
 def frame_and_flow(frame: np.ndarray, flow: np.ndarray, largest: float) -> np.ndarray:

@@ -54,6 +54,22 @@ def test_the_version_is_one():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_modules_import_downward_only():
+    floors = (
+        ("solver", "spline"),
+        ("tvl1", "layers", "official"),
+        ("video", "data", "models"),
+        ("figures", "training", "benchmark"),
+        ("widgets", "experiments"),
+        ("cli", "__main__", "__init__"),
+    )
+    floor = {name: height for height, names in enumerate(floors) for name in names}
+    for path in (ROOT / "repflow").rglob("*.py"):
+        module = path.relative_to(ROOT / "repflow").parts[0].removesuffix(".py")
+        imported = re.findall(r"^ *from repflow\.(\w+)", path.read_text(), re.MULTILINE)
+        assert all(floor[name] <= floor[module] for name in imported), path
+
+
 def test_no_file_names_a_package_index_or_a_place_on_a_machine():
     hosts = ["pypi" + ".org", "python" + "hosted", "download.py" + "torch", "/home" + "/", "/ro" + "ot/"]
     for path in tracked():

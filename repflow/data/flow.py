@@ -1,4 +1,4 @@
-"""TV-L1 flow of whole videos, in constant memory, and the files made of it."""
+"""TV-L1 flow of whole videos, in constant memory."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ import torch
 from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
-from repflow.figures import frame_and_flow, write_gif
 from repflow.tvl1 import grey, tvl1
 from repflow.video import VideoError, iter_frames, probe
 
@@ -54,26 +53,17 @@ def video_flow(
 
 def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
     """Write `video_flow` (with its options) to an .npz, whole or not at all: arrays `flow` and `fps`."""
-    with _beside(out) as folder:
+    with beside(out) as folder:
         flow = video_flow(video, folder / "flow.npy", **options)
         with open(folder / "whole", "wb") as file:
-            np.savez(file, flow=flow, fps=_rate(video, options["stride"]))
+            np.savez(file, flow=flow, fps=flow_rate(video, options["stride"]))
         (folder / "whole").replace(out)
 
 
-def write_flow_gif(video: Path, out: Path, *, width: int | None = None, **options: int | None) -> None:
-    """Write the frames (320 px wide where `width` is None) beside `video_flow` in colours, whole or not at all.
-
-    One scale for all frames: the 99th percentile of the flow's length, or a sample of it.
-    """
-    width = width or 320
-    with _beside(out) as folder:
-        flow = video_flow(video, folder / "flow.npy", width=width, **options)
-        some = flow[:: max(1, len(flow) // 100), :, ::4, ::4]
-        largest = max(float(np.percentile(np.hypot(some[:, 0], some[:, 1]), 99)), 0.1)
-        frames = iter_frames(video, options["start"], len(flow), options["stride"])
-        pictures = (frame_and_flow(narrowed(f, width), u, largest) for f, u in zip(frames, flow, strict=True))
-        write_gif(out, pictures, _rate(video, options["stride"]))
+def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
+    """Taken frames per second, 25 a second where the video does not say."""
+    rate = probe(video).fps
+    return (25.0 if np.isnan(rate) else rate) / stride
 
 
 def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
@@ -85,13 +75,8 @@ def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
     return resize(planes, [max(1, round(H * width / W)), width]).permute(1, 2, 0).numpy()
 
 
-def _rate(video: Path, stride: int | None) -> float:
-    rate = probe(video).fps
-    return (25.0 if np.isnan(rate) else rate) / (stride or 1)
-
-
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder for what is not finished, on the file system of `out`, gone afterwards."""
+def beside(out: Path) -> Iterator[Path]:
+    """A folder for what is not finished, on the file system of `out` so that it can be renamed; gone afterwards."""
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
         yield Path(folder)
