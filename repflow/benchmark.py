@@ -31,9 +31,13 @@ def paper_table() -> dict[str, dict[str, str]]:
     """The paper's final table by method, as results/paper.csv has it: texts, empty where the paper has no figure."""
     package = Path(__file__).parent
     places = (package / "results" / "paper.csv", package.parent / "results" / "paper.csv")  # wheel, checkout
-    path = next(place for place in places if place.is_file())
+    return {row["method"]: row for row in read_csv(next(place for place in places if place.is_file()))}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file with column names in its first line, as texts."""
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["method"]: row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
 
 
 def _seconds(task: Callable[[], object]) -> float:

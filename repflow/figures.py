@@ -12,7 +12,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from repflow.data.flow import beside, flow_rate, narrowed, video_flow
+from repflow.data.flow import flow_rate, narrowed, video_flow
+from repflow.files import beside
 from repflow.spline import CubicSpline
 from repflow.video import iter_frames
 
@@ -20,17 +21,14 @@ from repflow.video import iter_frames
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def flow_to_rgb(flow: np.ndarray, largest: float | None = None) -> np.ndarray:
+def flow_to_rgb(flow: np.ndarray, largest: float) -> np.ndarray:
     """Flow (..., 2, H, W) as colours, uint8 (..., H, W, 3): the hue is the direction, white is no motion.
 
-    Full colour stands for `largest` px/frame or more; the flow's 99th percentile where None.
+    Full colour stands for `largest` px/frame or more.
     """
     u, v = np.moveaxis(np.asarray(flow, np.float32), -3, 0)
-    length = np.hypot(u, v)
-    if largest is None:
-        largest = _scale(length)
     hue = np.arctan2(v, u) / (2 * np.pi) % 1
-    saturation = np.clip(length / largest, 0, 1)
+    saturation = np.clip(np.hypot(u, v) / largest, 0, 1)
     return np.uint8(255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)))
 
 
@@ -44,7 +42,7 @@ def flow_wheel(pixels: int) -> np.ndarray:
 
 
 def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> None:
-    """Draw flow (2, H, W) in colours, with the colour wheel and its scale in a corner."""
+    """Draw flow (2, H, W) in colours, with the colour wheel and its scale (`largest`, or its own) in a corner."""
     largest = largest or _scale(np.hypot(*flow))
     axes.imshow(flow_to_rgb(flow, largest))
     wheel = axes.inset_axes((0.02, 0.02, 0.2, 0.2))
@@ -55,10 +53,10 @@ def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> Non
     _bare(axes)
 
 
-def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray, across: int = 24) -> None:
-    """Draw flow (2, H, W) as about `across` arrows a row over a grey or RGB picture; the title tells their scale."""
+def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray) -> None:
+    """Draw flow (2, H, W) as about 24 arrows a row over a grey or RGB picture; the title tells their scale."""
     H, W = flow.shape[-2:]
-    step = max(1, W // across)
+    step = max(1, W // 24)
     y, x = np.mgrid[step // 2 : H : step, step // 2 : W : step]
     enlarged = 2 * step / _scale(np.hypot(*flow))  # the longest reach over two steps
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
@@ -105,13 +103,13 @@ def clip_strip(clips: Mapping[str, np.ndarray], every: int = 1) -> Figure:
     return _finished(figure)
 
 
-def curves(series: Mapping[str, Sequence[float]], x: str, y: str, log: bool = False, smooth: int = 1) -> Figure:
+def curves(series: Mapping[str, Sequence[float]], x: str, y: str, smooth: int = 1) -> Figure:
     """One line a series over 1, 2, ...; `smooth` is the length of a running mean."""
     figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
         mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
         ax.plot(np.arange(len(mean)) + smooth, mean, color=colour, label=name)
-    ax.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    ax.set(xlabel=x, ylabel=y)
     ax.grid(alpha=0.3)
     ax.legend()
     return _finished(figure)
@@ -138,7 +136,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
 def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
     """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all. Viewers show at most 50 a second."""
     images = (Image.fromarray(picture) for picture in pictures)
-    with beside(Path(path)) as folder:
+    with beside(path) as folder:
         delay = max(20, round(1000 / fps))
         next(images).save(folder / "whole", "GIF", save_all=True, append_images=images, duration=delay, loop=0)
         (folder / "whole").replace(path)

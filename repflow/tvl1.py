@@ -44,7 +44,7 @@ def tvl1(
     median: side of the median filter that follows each warp, odd; 1 is none. It removes outliers (Wedel 2009).
 
     Returns float32 (..., 2, H, W): u (to the right) and v (down), pixels per frame, on the frames' device. Where the
-    flow points out of frame 2 there is no data term. Not differentiable; `representation_flow` and `TVNet` are.
+    flow points out of frame 2 there is no data term. Not differentiable; `representation_flow` is.
     Raises ValueError for frames that differ in size, hold NaN or infinity, or for numbers out of range.
     """
     _check(scales, zoom, warps, median)

@@ -42,8 +42,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """
     with _open(path) as stream:
         frames = sum(1 for _ in _decode(stream))
-        rate = stream.average_rate
-        return VideoInfo(stream.width, stream.height, float(rate) if rate else nan, frames)
+        return VideoInfo(stream.width, stream.height, _rate(stream), frames)
+
+
+def frame_rate(path: str | os.PathLike[str]) -> float:
+    """Frames per second as the file's header has it, nan where it has none; decodes nothing. Raises VideoError."""
+    with _open(path) as stream:
+        return _rate(stream)
 
 
 def read_clip(path: str | os.PathLike[str], start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
@@ -117,6 +122,10 @@ def _decode(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
             yield frame
     if lost > 0 or frame is None:
         raise av.error.InvalidDataError(0, f"{lost} frames of the index are not there" if frame else "no frame in it")
+
+
+def _rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate) if stream.average_rate else nan
 
 
 def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The project's own files agree with each other."""
 
-import csv
 import re
 import subprocess
 import tomllib
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from repflow.benchmark import paper_table
+from repflow.benchmark import paper_table, read_csv
 from repflow.cli import main
 from repflow.data.synthetic import SyntheticMotion
 from repflow.experiments import find_notebooks
-from repflow.experiments.collect import BEGIN, END, read, table
+from repflow.experiments.collect import BEGIN, END, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +55,7 @@ def test_the_version_is_one():
 
 def test_modules_import_downward_only():
     floors = (
-        ("solver", "spline"),
+        ("solver", "spline", "files"),
         ("tvl1", "layers", "official"),
         ("video", "data", "models"),
         ("figures", "training", "benchmark"),
@@ -92,14 +91,13 @@ def test_readme_shows_the_paper_s_numbers():
 
 
 def test_readme_shows_our_measured_numbers():
-    rows = read(ROOT / "results" / "synthetic_motion.csv")
+    rows = read_csv(ROOT / "results" / "synthetic_motion.csv")
     assert len({row["seed"] for row in rows}) >= 3
     assert README.partition(BEGIN)[2].partition(END)[0] == table(rows)
 
 
 def test_paper_table_is_the_paper_s():
-    with (ROOT / "results" / "paper.csv").open() as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+    rows = paper_table()
     assert len(rows) == 19
     assert sum(row["readme"] == "yes" for row in rows.values()) == 6
     assert 13.8 < float(rows["(2+1)D Two-Stream"]["milliseconds"]) / 622 < 13.9

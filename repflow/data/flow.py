@@ -1,19 +1,17 @@
 """TV-L1 flow of whole videos, in constant memory."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
+from repflow.files import beside
 from repflow.tvl1 import grey, tvl1
-from repflow.video import VideoError, iter_frames, probe
+from repflow.video import VideoError, frame_rate, iter_frames, probe
 
 
 def video_flow(
@@ -62,7 +60,7 @@ def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
 
 def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
     """Taken frames per second, 25 a second where the video does not say."""
-    rate = probe(video).fps
+    rate = frame_rate(video)
     return (25.0 if np.isnan(rate) else rate) / stride
 
 
@@ -73,10 +71,3 @@ def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
         return frame
     planes = torch.from_numpy(frame).permute(2, 0, 1)
     return resize(planes, [max(1, round(H * width / W)), width]).permute(1, 2, 0).numpy()
-
-
-@contextmanager
-def beside(out: Path) -> Iterator[Path]:
-    """A folder for what is not finished, on the file system of `out` so that it can be renamed; gone afterwards."""
-    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
-        yield Path(folder)

@@ -14,7 +14,6 @@ from collections.abc import Collection
 from fractions import Fraction
 from math import asinh, log, sqrt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
@@ -22,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import HMDB51, TAGS
+from repflow.files import beside
 
 # What moves, as (right, down, clockwise, growing), and how much its speed changes from the middle to the end.
 _MOTIONS = {
@@ -82,8 +82,8 @@ class SyntheticMotion(HMDB51):
         if _is_made(root, recipe):
             return
         root.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-            made = Path(temporary) / root.name
+        with beside(root) as folder:
+            made = folder / root.name
             for name in tqdm(CLASSES, desc=f"making {root.name}", unit="class", leave=False):
                 (made / name).mkdir(parents=True)
                 clips = [(subset, i) for subset, count in counts.items() for i in range(count)]

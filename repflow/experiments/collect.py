@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repflow.benchmark import read_csv
 from repflow.experiments.parameters import UsageError
 from repflow.figures import bars
 from repflow.models import list_models
@@ -80,7 +81,7 @@ def main(runs: Sequence[str]) -> None:
         writer = csv.DictWriter(out, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    written = read(file)
+    written = read_csv(file)
     groups = {
         name: {MEASURES[key]: float(values.mean()) for key, values in measured.items()}
         for name, measured in means(written).items()
@@ -90,12 +91,6 @@ def main(runs: Sequence[str]) -> None:
     readme = root / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     readme.write_text(before + BEGIN + table(written) + END + rest.partition(END)[2], encoding="utf-8")
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV as texts."""
-    with file.open(newline="", encoding="utf-8") as text:
-        return list(csv.DictReader(text))
 
 
 if __name__ == "__main__":

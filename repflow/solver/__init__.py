@@ -1,4 +1,4 @@
-"""Dual TV-L1's inner iterations: one function, `solve`, for images, feature maps, TVNet and flow-of-flow.
+"""Dual TV-L1's inner iterations: one function, `solve`, for images, feature maps and flow-of-flow.
 
 Zach, Pock and Bischof, "A duality based approach for realtime TV-L1 optical flow" (2007); per channel of a feature
 map in Piergiovanni and Ryoo, "Representation flow for action recognition" (CVPR 2019), algorithm 1.
