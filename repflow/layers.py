@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repflow.solver import Kernels, classical_kernels, image_gradient, solve
+from repflow.solver import HALF, Kernels, classical_kernels, image_gradient, solve
 
 # What can be learned. The paper's best set leaves the image gradient fixed.
 LEARNABLE = ("image_gradient", "flow_gradient", "divergence", "tau", "lam", "theta")
@@ -34,7 +34,9 @@ def representation_flow(
     """
     if f1.shape != f2.shape or f1.ndim != 4:
         raise ValueError(f"expected two maps (N, C, H, W) of one shape, got {tuple(f1.shape)} and {tuple(f2.shape)}")
-    kernels = (kernels or classical_kernels()).to(f2)
+    if f1.dtype in HALF:  # too few digits for values in 0..255 and their differences
+        f1, f2 = f1.float(), f2.float()
+    kernels = (kernels or classical_kernels(f2.device)).to(f2)
     # Deviation from the 2019 layers: border gradients come from the same frame as the inner ones.
     grad = image_gradient(f2, kernels.image_x[0], kernels.image_y[0])
     flow, _ = solve(
@@ -87,8 +89,7 @@ class ClipFlow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         B, _, T, _, _ = x.shape
-        # Half precision has too few digits for values in 0..255 and their differences.
-        scaled = scale_clips(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        scaled = scale_clips(x.float() if x.dtype in HALF else x)  # as in `representation_flow`
         frames = scaled.transpose(1, 2)
         u, v = representation_flow(
             frames[:, :-1].flatten(0, 1),

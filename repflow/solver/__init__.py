@@ -2,8 +2,12 @@
 
 Zach, Pock and Bischof, "A duality based approach for realtime TV-L1 optical flow" (2007); per channel of a feature
 map in Piergiovanni and Ryoo, "Representation flow for action recognition" (CVPR 2019), algorithm 1.
+
+Three engines compute it: `reference` is the mathematics in plain PyTorch; `cpu` (Numba) and `cuda` (Triton) are the
+same in compiled code, with an adjoint of their own. These two stand behind one operator of PyTorch's, `repflow::solve`.
 """
 
+from importlib.util import find_spec
 from numbers import Real
 
 import torch
@@ -12,9 +16,10 @@ from torch import Tensor
 from repflow.solver import reference
 from repflow.solver.operators import Kernels, classical_kernels, image_gradient
 
-__all__ = ["Kernels", "classical_kernels", "image_gradient", "solve"]
+__all__ = ["ENGINES", "Kernels", "classical_kernels", "image_gradient", "solve"]
 
-ENGINES = ("auto", "reference")
+ENGINES = ("auto", "reference", "cpu", "cuda")
+HALF = (torch.float16, torch.bfloat16)
 
 
 def solve(
@@ -39,35 +44,79 @@ def solve(
     theta, lam, tau: coupling, data weight and dual step; numbers, or tensors of one element that may be learned.
         A larger lam follows the data more, a larger theta smooths faster; tau/theta is the dual step's length.
     kernels: difference kernels (`operators`); the classical ones where None. The image kernels are not used here.
-    flow, dual: where to start: (2, N, C, H, W) and (2, 2, N, C, H, W); zeros where None.
+    flow, dual: where to start: (2, N, C, H, W) and (2, 2, N, C, H, W); zeros where None. The dual field has no
+        values in the last column (x) and row (y): they count as 0.
     epsilon: an image stops when its flow's root-mean-square change falls to this many pixels; 0 never stops.
+    engine: "cpu" and "cuda" are fast and compute in float32, with first derivatives; "reference" takes any device,
+        float64, and derivatives of any order; "auto" is the fast one where there is one.
 
     Returns (flow, dual) after the last step: flow[0] is u (to the right), flow[1] is v (down), in pixels per frame.
     Float32 and float64 keep their dtype, half precision is computed in float32. Raises ValueError where shapes,
     devices, numbers or the engine don't fit.
     """
-    _check_problem(rho_c, grad, engine)
+    _check_problem(rho_c, grad, flow, dual, kernels)
     _check_numbers(theta, lam, tau, iterations, epsilon)
-    if rho_c.dtype in (torch.float16, torch.bfloat16):
-        rho_c, grad = rho_c.float(), grad.float()
-    theta, lam, tau = (torch.as_tensor(s, dtype=rho_c.dtype, device=rho_c.device) for s in (theta, lam, tau))
+    dtype = torch.float32 if rho_c.dtype in HALF else rho_c.dtype
+    flow, dual = (None if start is None else start.to(rho_c.device, dtype) for start in (flow, dual))
+    scalars = [_scalar(value, dtype, rho_c.device) for value in (theta, lam, tau)]
+    kernels = kernels or classical_kernels(rho_c.device)
+    if _chosen(engine, rho_c) != "reference":
+        taps = _taps(kernels.to(scalars[0]))
+        flow, dual, _ = _solve(rho_c, grad, flow, dual, torch.stack(scalars), taps, iterations, float(epsilon))
+        return flow, dual
+    rho_c, grad = rho_c.to(dtype), grad.to(dtype)
     return reference.iterate(
         rho_c,
         grad,
-        torch.zeros_like(grad) if flow is None else flow.to(rho_c),
-        grad.new_zeros(2, *grad.shape) if dual is None else dual.to(rho_c),
-        theta=theta,
-        lam=lam,
-        tau=tau,
+        torch.zeros_like(grad) if flow is None else flow,
+        grad.new_zeros(2, *grad.shape) if dual is None else dual,
+        theta=scalars[0],
+        lam=scalars[1],
+        tau=scalars[2],
         iterations=iterations,
-        kernels=(kernels or classical_kernels()).to(rho_c),
+        kernels=kernels.to(rho_c),
         epsilon=epsilon,
     )
 
 
-def _check_problem(rho_c: Tensor, grad: Tensor, engine: str) -> None:
+def _chosen(engine: str, rho_c: Tensor) -> str:
+    """The engine that computes. Raises ValueError where the one that was named cannot."""
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "reference":
+        return engine
+    wanted = rho_c.device.type if engine == "auto" else engine
+    if wanted not in ENGINES:
+        obstacle = f"there is no engine for {wanted}"
+    elif rho_c.device.type != wanted:
+        obstacle = f"the tensors are on {rho_c.device}"
+    elif rho_c.dtype == torch.float64:
+        obstacle = "it computes in float32, and the tensors are float64"
+    elif wanted == "cuda" and find_spec("triton") is None:
+        obstacle = "the package triton is not installed"
+    else:
+        return wanted
+    if engine == "auto":
+        return "reference"
+    raise ValueError(f"engine={engine!r} cannot run: {obstacle}; take engine='auto', or 'reference', which always can")
+
+
+def _scalar(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype).reshape(())
+    return torch.full((), value, dtype=dtype, device=device)  # unlike a copy, it doesn't wait for a GPU
+
+
+def _taps(kernels: Kernels) -> Tensor:
+    """Flow and divergence kernels as one tensor (L, C, 8), where L and C are the largest of them."""
+    kernels = kernels[2:]
+    L, C = (max(kernel.shape[dim] for kernel in kernels) for dim in (0, 1))
+    return torch.cat([kernel.expand(L, C, 2) for kernel in kernels], 2)
+
+
+def _check_problem(
+    rho_c: Tensor, grad: Tensor, flow: Tensor | None, dual: Tensor | None, kernels: Kernels | None
+) -> None:
     if rho_c.ndim != 4 or grad.shape != (2, *rho_c.shape):
         raise ValueError(
             f"expected rho_c (N, C, H, W) and grad (2, N, C, H, W), got {tuple(rho_c.shape)} and {tuple(grad.shape)}"
@@ -77,6 +126,15 @@ def _check_problem(rho_c: Tensor, grad: Tensor, engine: str) -> None:
             "rho_c and grad must be floating point, of one dtype, on one device; "
             f"got {rho_c.dtype} on {rho_c.device} and {grad.dtype} on {grad.device}"
         )
+    for name, start, shape in (("flow", flow, grad.shape), ("dual", dual, (2, *grad.shape))):
+        if start is not None and start.shape != shape:
+            raise ValueError(f"{name}: expected the shape {tuple(shape)}, got {tuple(start.shape)}")
+    for name, kernel in (kernels or classical_kernels())._asdict().items():
+        taps = 3 if name.startswith("image") else 2
+        if kernel.ndim != 3 or not len(kernel) or kernel.shape[1] not in (1, rho_c.shape[1]) or kernel.shape[2] != taps:
+            raise ValueError(
+                f"kernels.{name}: expected the shape (L, 1 or {rho_c.shape[1]}, {taps}), got {tuple(kernel.shape)}"
+            )
 
 
 def _check_numbers(
@@ -90,3 +148,90 @@ def _check_numbers(
     for name, value in (("lam", lam), ("tau", tau), ("epsilon", epsilon)):
         if isinstance(value, Real) and not value >= 0:
             raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
+
+
+# The operator. It is opaque to PyTorch's compiler, which needs to know shapes alone (`fake`); what it saves for its
+# adjoint are its inputs, whatever the number of iterations.
+
+
+@torch.library.custom_op("repflow::solve", mutates_args=(), device_types="cpu")
+def _solve(
+    rho_c: Tensor,
+    grad: Tensor,
+    flow: Tensor | None,
+    dual: Tensor | None,
+    numbers: Tensor,
+    taps: Tensor,
+    iterations: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flow, dual field, and the number of iterations that each image took, (N,)."""
+    from repflow.solver import cpu
+
+    return cpu.forward(rho_c.float(), grad.float(), flow, dual, numbers, taps, iterations, epsilon)
+
+
+@_solve.register_kernel("cuda")
+def _(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    from repflow.solver import cuda
+
+    return cuda.forward(*arguments)
+
+
+@_solve.register_fake
+def _(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        grad.new_empty(grad.shape, dtype=torch.float32),
+        grad.new_empty(2, *grad.shape, dtype=torch.float32),
+        rho_c.new_empty(rho_c.shape[0], dtype=torch.int64),
+    )
+
+
+@torch.library.custom_op("repflow::solve_adjoint", mutates_args=(), device_types="cpu")
+def _adjoint(
+    flow_bar: Tensor | None,
+    dual_bar: Tensor | None,
+    rho_c: Tensor,
+    grad: Tensor,
+    flow: Tensor | None,
+    dual: Tensor | None,
+    numbers: Tensor,
+    taps: Tensor,
+    steps: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of rho_c, grad, flow, dual, numbers and taps, from those of flow and dual field."""
+    from repflow.solver import cpu
+
+    return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), flow, dual, numbers, taps, steps)
+
+
+@_adjoint.register_kernel("cuda")
+def _(*arguments: object) -> tuple[Tensor, ...]:
+    from repflow.solver import cuda
+
+    return cuda.backward(*arguments)
+
+
+@_adjoint.register_fake
+def _(flow_bar: object, dual_bar: object, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    numbers = inputs[4]
+    return tuple(numbers.new_empty(0 if t is None else t.shape) for t in inputs[:-1])
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6], output[2])
+
+
+def _differentiate(
+    ctx: torch.autograd.function.FunctionCtx, flow_bar: Tensor | None, dual_bar: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    gradients = _adjoint(flow_bar, dual_bar, *saved)
+    needed = zip(gradients, saved, ctx.needs_input_grad, strict=False)
+    return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
+
+
+_solve.register_autograd(_differentiate, setup_context=_save)
+for _device in ("cpu", "cuda"):
+    _solve.register_autocast(_device, torch.float32)

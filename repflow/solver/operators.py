@@ -41,9 +41,11 @@ class Kernels(NamedTuple):
         return backward_difference(dual[0], self.div_x, X) + backward_difference(dual[1], self.div_y, Y)
 
 
-def classical_kernels() -> Kernels:
+def classical_kernels(device: torch.device | None = None) -> Kernels:
     """Central differences of the image, forward ones of the flow, backward ones for the divergence (Zach 2007)."""
-    centred, one_sided = torch.tensor([[[-0.5, 0.0, 0.5]]]), torch.tensor([[[-1.0, 1.0]]])
+    # Made on the device: a copy would make a GPU wait.
+    centred = torch.arange(-0.5, 1.0, 0.5, device=device).view(1, 1, 3)
+    one_sided = torch.arange(-1.0, 2.0, 2.0, device=device).view(1, 1, 2)
     return Kernels(centred, centred, one_sided, one_sided, one_sided, one_sided)
 
 
@@ -89,7 +91,9 @@ def _centred_difference(frame: Tensor, kernel: Tensor, dim: int, border_frame: T
     first, last = frame.narrow(dim, 0, 1), frame.narrow(dim, n - 1, 1)
     before, after = 2 * first - frame.narrow(dim, 1, 1), 2 * last - frame.narrow(dim, n - 2, 1)
     padded = torch.cat([before, frame, after], dim)
-    difference = sum(k * padded.narrow(dim, i, n) for i, k in enumerate(_taps(kernel)))
+    k0, k1, k2 = _taps(kernel)
+    left, centre, right = (padded.narrow(dim, i, n) for i in range(3))
+    difference = torch.addcmul(torch.addcmul(k0 * left, k1, centre), k2, right)
     return difference if border_frame is None else replace_border(difference, border_frame, dim)
 
 

@@ -27,6 +27,8 @@ def iterate(
     rho_c is (N, C, H, W); grad and flow are (2, N, C, H, W); dual is (2, 2, N, C, H, W), first axis the direction
     of the derivative, second axis u or v.
     """
+    dual = dual.clone()
+    dual[0, ..., -1:], dual[1, ..., -1:, :] = 0, 0  # outside the field, as in `backward_difference`
     slope = grad.square().sum(0) + TINY  # |grad F2|^2; the paper's box prints |F2|^2 here, a misprint
     step = tau / theta
     running = torch.ones(rho_c.shape[0], dtype=torch.bool, device=rho_c.device)

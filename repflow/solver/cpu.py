@@ -1,0 +1,538 @@
+"""The CPU engine: all iterations of a plane inside the cache, compiled by Numba. Equals `reference` in float32.
+
+A plane's state is six flat fields: u, v, and the dual field's (x, u), (x, v), (y, u), (y, v), in the order of `solve`'s
+arrays. Zeros stand before and behind each, so that a pixel's neighbours are plain shifts and every loop runs over the
+whole plane; masks end the differences at the last column and row. A plane too large for the cache is cut into
+overlapping tiles, which take a few iterations each before they meet again.
+
+Work is shared by Python threads, since compiled code runs without the interpreter's lock. Numba's own parallel loops
+are not used: they kill forked processes, and abort when two threads enter them.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+
+import numba
+import numpy as np
+import torch
+from numpy import ndarray as Array
+from torch import Tensor
+
+from repflow.solver.reference import TINY as REFERENCE_TINY
+
+ZERO, ONE, TWO, TINY = (np.float32(value) for value in (0, 1, 2, REFERENCE_TINY))
+LARGE = 1 << 15  # pixels: a plane of more leaves a core's own cache
+TILE = 64, 256  # rows and columns of such a plane's tiles
+TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
+
+
+def _jit(function: Callable) -> Callable:
+    """Compile at the first call and keep the code on disk, or in memory alone where no folder can be written."""
+    # Sums may be reordered and fused; infinity and NaN keep their meaning.
+    options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except (RuntimeError, OSError):
+        return numba.njit(**options)(function)
+
+
+# One iteration, in place. `W` is a window's width, `S` its number of pixels, `k` the eight taps of flow_x, flow_y,
+# div_x, div_y. Loops stay simple and free of branches: only then do they become vector code.
+
+
+@_jit
+def _aligned(n: int) -> int:
+    """n, rounded up to a whole number of 64-byte lines of float32."""
+    return (n + 15) // 16 * 16
+
+
+@_jit
+def _at(field: Array, W: int, S: int, offset: int) -> Array:
+    """A field's neighbours at `offset`: 0 the pixels themselves, -1 those to the left, W those below."""
+    start = _aligned(W) + offset
+    return field[start : start + S]
+
+
+@_jit
+def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: float, W: int, S: int) -> None:
+    u, v = _at(state[0], W, S, 0), _at(state[1], W, S, 0)
+    xu, xu_left, yu, yu_up = (
+        _at(state[2], W, S, 0),
+        _at(state[2], W, S, -1),
+        _at(state[4], W, S, 0),
+        _at(state[4], W, S, -W),
+    )
+    xv, xv_left, yv, yv_up = (
+        _at(state[3], W, S, 0),
+        _at(state[3], W, S, -1),
+        _at(state[5], W, S, 0),
+        _at(state[5], W, S, -W),
+    )
+    rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
+    k0x, k1x, k0y, k1y = theta * k[4], theta * k[5], theta * k[6], theta * k[7]
+    for i in range(S):
+        s = -(rho_c[i] + gx[i] * u[i] + gy[i] * v[i]) * inverse[i]
+        s = bound if s > bound else (-bound if s < -bound else s)  # NaN stays NaN
+        u[i] += s * gx[i] + (k0x * xu_left[i] + k1x * xu[i] + k0y * yu_up[i] + k1y * yu[i])
+        v[i] += s * gy[i] + (k0x * xv_left[i] + k1x * xv[i] + k0y * yv_up[i] + k1y * yv[i])
+
+
+@_jit
+def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int) -> None:
+    u, u_right, u_below = _at(state[0], W, S, 0), _at(state[0], W, S, 1), _at(state[0], W, S, W)
+    v, v_right, v_below = _at(state[1], W, S, 0), _at(state[1], W, S, 1), _at(state[1], W, S, W)
+    xu, xv, yu, yv = _at(state[2], W, S, 0), _at(state[3], W, S, 0), _at(state[4], W, S, 0), _at(state[5], W, S, 0)
+    inner_x, inner_y = mask[0], mask[1]
+    k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
+    for i in range(S):
+        ux = inner_x[i] * (k0x * u[i] + k1x * u_right[i])
+        uy = inner_y[i] * (k0y * u[i] + k1y * u_below[i])
+        vx = inner_x[i] * (k0x * v[i] + k1x * v_right[i])
+        vy = inner_y[i] * (k0y * v[i] + k1y * v_below[i])
+        shrink_u = ONE / (ONE + step * math.sqrt(ux * ux + uy * uy + TINY))
+        shrink_v = ONE / (ONE + step * math.sqrt(vx * vx + vy * vy + TINY))
+        xu[i] = (xu[i] + step * ux) * shrink_u
+        yu[i] = (yu[i] + step * uy) * shrink_u
+        xv[i] = (xv[i] + step * vx) * shrink_v
+        yv[i] = (yv[i] + step * vy) * shrink_v
+
+
+@_jit
+def _iterate(state: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int) -> None:
+    theta, lam, tau = numbers[0], numbers[1], numbers[2]
+    _flow_step(state, problem, k, theta, lam * theta, W, S)
+    _dual_step(state, mask, k, tau / theta, W, S)
+
+
+@_jit
+def _taps_of(taps: Array, iteration: int, plane: int) -> Array:
+    return taps[min(iteration, taps.shape[0] - 1), plane % taps.shape[1]]
+
+
+# Windows of planes.
+
+
+@_jit
+def _copy(source: Array, start: int, pitch: int, target: Array, start2: int, pitch2: int, h: int, W: int) -> None:
+    """Copy h rows of W pixels between flat arrays in which rows begin `pitch` pixels apart."""
+    if pitch == W == pitch2:
+        h, W = 1, h * W
+    for y in range(h):
+        a, b = source[start + y * pitch :][:W], target[start2 + y * pitch2 :][:W]
+        for x in range(W):
+            b[x] = a[x]
+
+
+@_jit
+def _load_state(
+    flow: Array, dual: Array, plane: int, start: int, pitch: int, mask: Array, h: int, W: int, state: Array
+) -> None:
+    """Fill `state` from (2, P, S) and (4, P, S); arrays of no size mean zeros. The dual field ends where masks do."""
+    S, base = h * W, _aligned(W)
+    state[:, :] = ZERO
+    if flow.size:
+        for j in range(2):
+            _copy(flow[j, plane], start, pitch, state[j], base, W, h, W)
+    if dual.size:
+        for j in range(4):
+            _copy(dual[j, plane], start, pitch, state[2 + j], base, W, h, W)
+            field, inner = state[2 + j, base : base + S], mask[j // 2]
+            for i in range(S):
+                field[i] *= inner[i]
+
+
+@_jit
+def _load_problem(
+    rho_c: Array, grad: Array, plane: int, start: int, pitch: int, h: int, W: int, problem: Array, mask: Array
+) -> None:
+    S = h * W
+    mask[:, :S] = ONE
+    mask[0, W - 1 : S : W] = ZERO
+    mask[1, S - W : S] = ZERO
+    _copy(rho_c[plane], start, pitch, problem[0], 0, W, h, W)
+    _copy(grad[0, plane], start, pitch, problem[1], 0, W, h, W)
+    _copy(grad[1, plane], start, pitch, problem[2], 0, W, h, W)
+    gx, gy, inverse = problem[1], problem[2], problem[3]
+    for i in range(S):
+        inverse[i] = ONE / (gx[i] * gx[i] + gy[i] * gy[i] + TINY)
+
+
+@_jit
+def _movement(state: Array, before: Array, W: int, y0: int, y1: int, x0: int, x1: int) -> float:
+    """Sum of the flow's squared changes over rows y0..y1-1 and columns x0..x1-1."""
+    total = 0.0
+    for y in range(y0, y1):
+        for i in range(_aligned(W) + y * W + x0, _aligned(W) + y * W + x1):
+            total += (state[0, i] - before[0, i]) ** 2 + (state[1, i] - before[1, i]) ** 2
+    return total
+
+
+@_jit
+def _advance(
+    first: int, last: int, windows: Array, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array,
+    numbers: Array, taps: Array, begin: int, end: int, new_flow: Array, new_dual: Array, moved: Array,
+) -> None:  # fmt: skip
+    """Iterations begin..end-1 of windows first..last-1, from (flow, dual) to (new_flow, new_dual).
+
+    windows: rows of plane, then y0, y1, x0, x1 of what is stored, then of what is computed. Planes are flat, with rows
+    of `pitch` pixels. moved (windows, iterations): `_movement` of what is stored; nothing where it has no columns.
+    """
+    size = 0
+    for w in range(first, last):
+        W = windows[w, 8] - windows[w, 7]
+        size = max(size, _aligned((windows[w, 6] - windows[w, 5] + 1) * W + _aligned(W)))
+    problem, mask = np.empty((4, size), np.float32), np.empty((2, size), np.float32)
+    state, before = np.empty((6, size), np.float32), np.empty((2, size), np.float32)
+    for w in range(first, last):
+        plane, y0, y1, x0, x1, Y0, Y1, X0, X1 = windows[w]
+        h, W = Y1 - Y0, X1 - X0
+        _load_problem(rho_c, grad, plane, Y0 * pitch + X0, pitch, h, W, problem, mask)
+        _load_state(flow, dual, plane, Y0 * pitch + X0, pitch, mask, h, W, state)
+        for it in range(begin, end):
+            if moved.shape[1]:
+                before[0], before[1] = state[0], state[1]
+            _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, h * W)
+            if moved.shape[1]:
+                moved[w, it - begin] = _movement(state, before, W, y0 - Y0, y1 - Y0, x0 - X0, x1 - X0)
+        inner = _aligned(W) + (y0 - Y0) * W + x0 - X0
+        for j in range(2):
+            _copy(state[j], inner, W, new_flow[j, plane], y0 * pitch + x0, pitch, y1 - y0, x1 - x0)
+        for j in range(4):
+            _copy(state[2 + j], inner, W, new_dual[j, plane], y0 * pitch + x0, pitch, y1 - y0, x1 - x0)
+
+
+# The adjoint of an iteration. `bar` holds the loss's gradient with respect to the state, and is changed in place;
+# `flow` is the state that followed, of which u and v are read.
+
+
+@_jit
+def _dual_adjoint(
+    old: Array, flow: Array, bar: Array, mask: Array, k: Array, step: float, W: int, S: int, e: Array, k_bar: Array
+) -> float:
+    """Undo the dual step; the gradients of the flow's differences go to `e`. Returns the step's gradient."""
+    inner_x, inner_y = mask[0], mask[1]
+    k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
+    sum_step, sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO, ZERO
+    for a in range(2):
+        f, right, below = _at(flow[a], W, S, 0), _at(flow[a], W, S, 1), _at(flow[a], W, S, W)
+        x, y, x_bar, y_bar = (
+            _at(old[2 + a], W, S, 0),
+            _at(old[4 + a], W, S, 0),
+            _at(bar[2 + a], W, S, 0),
+            _at(bar[4 + a], W, S, 0),
+        )
+        ex, ey = _at(e[a], W, S, 0), _at(e[2 + a], W, S, 0)
+        for i in range(S):
+            dx = inner_x[i] * (k0x * f[i] + k1x * right[i])
+            dy = inner_y[i] * (k0y * f[i] + k1y * below[i])
+            norm = math.sqrt(dx * dx + dy * dy + TINY)
+            length = ONE + step * norm
+            shrink = ONE / length
+            new_x, new_y = (x[i] + step * dx) * shrink, (y[i] + step * dy) * shrink
+            length_bar = -(x_bar[i] * new_x + y_bar[i] * new_y) * shrink
+            x_bar[i] *= shrink
+            y_bar[i] *= shrink
+            along = step * length_bar / norm
+            ex[i] = inner_x[i] * (step * x_bar[i] + along * dx)
+            ey[i] = inner_y[i] * (step * y_bar[i] + along * dy)
+            sum_step += x_bar[i] * dx + y_bar[i] * dy + length_bar * norm
+            sum0x += ex[i] * f[i]
+            sum1x += ex[i] * right[i]
+            sum0y += ey[i] * f[i]
+            sum1y += ey[i] * below[i]
+    k_bar[0] += sum0x
+    k_bar[1] += sum1x
+    k_bar[2] += sum0y
+    k_bar[3] += sum1y
+    return sum_step
+
+
+@_jit
+def _gradient_adjoint(e: Array, bar: Array, k: Array, W: int, S: int) -> None:
+    """Add to the new flow's gradient what its differences bring."""
+    k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
+    for a in range(2):
+        ex, ex_left, ey, ey_up = (
+            _at(e[a], W, S, 0),
+            _at(e[a], W, S, -1),
+            _at(e[2 + a], W, S, 0),
+            _at(e[2 + a], W, S, -W),
+        )
+        f_bar = _at(bar[a], W, S, 0)
+        for i in range(S):
+            f_bar[i] += k0x * ex[i] + k1x * ex_left[i] + k0y * ey[i] + k1y * ey_up[i]
+
+
+@_jit
+def _divergence_adjoint(
+    old: Array, bar: Array, mask: Array, k: Array, theta: float, W: int, S: int, k_bar: Array
+) -> float:
+    """Add to the old dual field's gradient what its divergence brings. Returns the gradient of theta there."""
+    inner_x, inner_y = mask[0], mask[1]
+    k0x, k1x, k0y, k1y = theta * k[4], theta * k[5], theta * k[6], theta * k[7]
+    sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO
+    for a in range(2):
+        f_bar, right, below = _at(bar[a], W, S, 0), _at(bar[a], W, S, 1), _at(bar[a], W, S, W)
+        x, x_left, y, y_up = (
+            _at(old[2 + a], W, S, 0),
+            _at(old[2 + a], W, S, -1),
+            _at(old[4 + a], W, S, 0),
+            _at(old[4 + a], W, S, -W),
+        )
+        x_bar, y_bar = _at(bar[2 + a], W, S, 0), _at(bar[4 + a], W, S, 0)
+        for i in range(S):
+            x_bar[i] += inner_x[i] * (k0x * right[i] + k1x * f_bar[i])
+            y_bar[i] += inner_y[i] * (k0y * below[i] + k1y * f_bar[i])
+            sum0x += f_bar[i] * x_left[i]
+            sum1x += f_bar[i] * x[i]
+            sum0y += f_bar[i] * y_up[i]
+            sum1y += f_bar[i] * y[i]
+    k_bar[4] += theta * sum0x
+    k_bar[5] += theta * sum1x
+    k_bar[6] += theta * sum0y
+    k_bar[7] += theta * sum1y
+    return k[4] * sum0x + k[5] * sum1x + k[6] * sum0y + k[7] * sum1y
+
+
+@_jit
+def _threshold_adjoint(
+    old: Array, bar: Array, problem: Array, bound: float, W: int, S: int, problem_bar: Array
+) -> float:
+    """Undo the threshold; adds to the gradients of rho_c and grad. Returns that of lam theta."""
+    u, v, u_bar, v_bar = _at(old[0], W, S, 0), _at(old[1], W, S, 0), _at(bar[0], W, S, 0), _at(bar[1], W, S, 0)
+    rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
+    rho_bar, gx_bar, gy_bar = problem_bar[0], problem_bar[1], problem_bar[2]
+    sum_bound = ZERO
+    for i in range(S):
+        raw = -(rho_c[i] + gx[i] * u[i] + gy[i] * v[i]) * inverse[i]
+        above, under = ONE if raw > bound else ZERO, ONE if raw < -bound else ZERO
+        s = bound if raw > bound else (-bound if raw < -bound else raw)
+        s_bar = u_bar[i] * gx[i] + v_bar[i] * gy[i]
+        sum_bound += (above - under) * s_bar
+        r = (above + under - ONE) * inverse[i] * s_bar
+        slope_bar = TWO * raw * r
+        rho_bar[i] += r
+        gx_bar[i] += u_bar[i] * s + r * u[i] + slope_bar * gx[i]
+        gy_bar[i] += v_bar[i] * s + r * v[i] + slope_bar * gy[i]
+        u_bar[i] += r * gx[i]
+        v_bar[i] += r * gy[i]
+    return sum_bound
+
+
+@_jit
+def _undo(
+    old: Array, flow: Array, bar: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int,
+    e: Array, problem_bar: Array, numbers_bar: Array, k_bar: Array,
+) -> None:  # fmt: skip
+    theta, lam, tau = numbers[0], numbers[1], numbers[2]
+    sum_step = _dual_adjoint(old, flow, bar, mask, k, tau / theta, W, S, e, k_bar)
+    _gradient_adjoint(e, bar, k, W, S)
+    sum_theta = _divergence_adjoint(old, bar, mask, k, theta, W, S, k_bar)
+    sum_bound = _threshold_adjoint(old, bar, problem, lam * theta, W, S, problem_bar)
+    numbers_bar[0] += sum_theta + lam * sum_bound - tau / theta**2 * sum_step
+    numbers_bar[1] += theta * sum_bound
+    numbers_bar[2] += sum_step / theta
+
+
+@_jit
+def _keep(state: Array, slot: Array) -> None:
+    _copy(state.ravel(), 0, state.size, slot.ravel(), 0, state.size, 1, state.size)
+
+
+@_jit
+def _adjoint(
+    first: int, last: int, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array, numbers: Array,
+    taps: Array, steps: Array, flow_bar: Array, dual_bar: Array, rho_bar: Array, grad_bar: Array,
+    start_bar: Array, start_dual_bar: Array, numbers_bar: Array, taps_bar: Array,
+) -> None:  # fmt: skip
+    """Gradients of planes first..last-1, whose steps are computed again from marks sqrt(n) apart.
+
+    Fewer than 2 sqrt(n) states are kept: `marks` at the beginnings of segments, and those inside one segment.
+    """
+    W, S = pitch, rho_c.shape[1]
+    size = _aligned(S + W + _aligned(W))
+    most = max(steps[first:last].max(), 1)
+    length = math.ceil(math.sqrt(most))
+    problem, mask, problem_bar = (
+        np.empty((4, size), np.float32),
+        np.empty((2, size), np.float32),
+        np.empty((3, size), np.float32),
+    )
+    state, bar, e = np.empty((6, size), np.float32), np.empty((6, size), np.float32), np.zeros((4, size), np.float32)
+    marks = np.empty((math.ceil(most / length), 6, size), np.float32)
+    inside = np.empty((length - 1, 6, size), np.float32)
+    for p in range(first, last):
+        _load_problem(rho_c, grad, p, 0, W, S // W, W, problem, mask)
+        _load_state(flow, dual, p, 0, W, mask, S // W, W, state)
+        _load_state(flow_bar, dual_bar, p, 0, W, mask, S // W, W, bar)
+        problem_bar[:, :] = ZERO
+        segments = math.ceil(steps[p] / length)
+        for it in range((segments - 1) * length):
+            if it % length == 0:
+                _keep(state, marks[it // length])
+            _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
+        for m in range(segments - 1, -1, -1):
+            begin, end = m * length, min(steps[p], (m + 1) * length)
+            if m < segments - 1:
+                _keep(marks[m], state)
+            else:
+                _keep(state, marks[m])
+            for it in range(begin, end):
+                if it > begin:
+                    _keep(state, inside[it - begin - 1])
+                _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
+            new = state
+            for it in range(end - 1, begin - 1, -1):
+                old = inside[it - begin - 1] if it > begin else marks[m]
+                k_bar = taps_bar[p, min(it, taps.shape[0] - 1)]
+                _undo(
+                    old,
+                    new,
+                    bar,
+                    problem,
+                    mask,
+                    _taps_of(taps, it, p),
+                    numbers,
+                    W,
+                    S,
+                    e,
+                    problem_bar,
+                    numbers_bar[p],
+                    k_bar,
+                )
+                new = old
+        _copy(problem_bar[0], 0, S, rho_bar[p], 0, S, 1, S)
+        for a in range(2):
+            _copy(problem_bar[1 + a], 0, S, grad_bar[a, p], 0, S, 1, S)
+        if start_bar.size:
+            for j in range(2):
+                _copy(bar[j], _aligned(W), S, start_bar[j, p], 0, S, 1, S)
+        if start_dual_bar.size:
+            for j in range(4):
+                _copy(bar[2 + j], _aligned(W), S, start_dual_bar[j, p], 0, S, 1, S)
+
+
+# From PyTorch.
+
+
+@lru_cache(maxsize=1)
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """The process's threads; a forked process has none of its parent's, and makes its own."""
+    return ThreadPoolExecutor(thread_name_prefix="repflow")
+
+
+def _share(kernel: Callable, tasks: int, *arguments: object) -> None:
+    """Call kernel(first, last, *arguments) for parts of range(tasks), on as many threads as PyTorch uses.
+
+    In a DataLoader's worker that is one: the kernel then runs in the calling thread, and nothing else is touched.
+    """
+    threads = max(min(torch.get_num_threads(), tasks), 1)
+    parts = min(tasks, 4 * threads) if threads > 1 else 1  # a thread that is held up leaves more to the others
+    todo = iter([(tasks * i // parts, tasks * (i + 1) // parts) for i in range(parts)])
+
+    def work() -> None:
+        for part in todo:
+            kernel(*part, *arguments)
+
+    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+def _arrays(tensor: Tensor | None, fields: int) -> Array:
+    """A tensor as (fields, planes, pixels), for one field as (planes, pixels); of no size where it is None."""
+    if tensor is None:
+        return np.empty((fields, 0, 0), np.float32)
+    *_, H, W = tensor.shape
+    shape = (-1, H * W) if fields == 1 else (fields, -1, H * W)
+    return tensor.detach().contiguous().numpy().reshape(shape)
+
+
+def _windows(planes: Array, H: int, W: int, reach: int) -> Array:
+    """The windows of `_advance` that cover these planes: whole planes, or tiles with what `reach` iterations need."""
+    if H * W <= LARGE:
+        tiles = [(0, H, 0, W, 0, H, 0, W)]
+    else:
+        counts = [math.ceil(n / side) for n, side in zip((H, W), TILE, strict=True)]
+        ys, xs = ([n * i // count for i in range(count + 1)] for n, count in zip((H, W), counts, strict=True))
+        # An iteration looks one pixel back for the dual field and one ahead for the flow, and this for the dual field.
+        tiles = [
+            (y0, y1, x0, x1, max(y0 - reach, 0), min(y1 + reach + 1, H), max(x0 - reach, 0), min(x1 + reach + 1, W))
+            for y0, y1 in pairwise(ys)
+            for x0, x1 in pairwise(xs)
+        ]
+    return np.column_stack([np.repeat(planes, len(tiles)), np.tile(tiles, (len(planes), 1))])
+
+
+def forward(
+    rho_c: Tensor, grad: Tensor, flow: Tensor | None, dual: Tensor | None, numbers: Tensor, taps: Tensor,
+    iterations: int, epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`solve` in float32: returns flow, dual, and how many iterations each image took, (N,).
+
+    numbers: theta, lam, tau. taps (L, C or 1, 8): the taps of flow_x, flow_y, div_x, div_y.
+    """
+    N, C, H, W = rho_c.shape
+    new_flow, new_dual = grad.new_empty(grad.shape), grad.new_empty(2, *grad.shape)
+    steps = torch.full((N,), iterations)
+    if not rho_c.numel():
+        return new_flow, new_dual, steps
+    problem = W, _arrays(rho_c, 1), _arrays(grad, 2)
+    constants = numbers.detach().numpy(), taps.detach().contiguous().numpy()
+
+    def advance(images: Array, begin: int, end: int, source: tuple, target: tuple) -> Array:
+        """Mean squared change of each image in each of these iterations."""
+        windows = _windows((images[:, None] * C + np.arange(C)).ravel(), H, W, end - begin)
+        moved = np.empty((len(windows), end - begin if epsilon else 0))
+        _share(_advance, len(windows), windows, *problem, *source, *constants, begin, end, *target, moved)
+        return moved.reshape(len(images), len(windows) // len(images), moved.shape[1]).sum(1) / (C * H * W)
+
+    result = _arrays(new_flow, 2), _arrays(new_dual, 4)
+    length = iterations if H * W <= LARGE and not epsilon else TILE_ITERATIONS
+    spare = [tuple(map(np.empty_like, result)) for _ in range(2)] if length < iterations else []
+    running, current = np.arange(N), (_arrays(flow, 2), _arrays(dual, 4))
+    for begin in range(0, max(iterations, 1), max(length, 1)):
+        end = min(begin + length, iterations)
+        target = result if end == iterations else spare[0]
+        change = advance(running, begin, end, current, target)
+        if epsilon:
+            # An image that came to rest within the pass is taken there once more, no further.
+            rest = ~(change > epsilon**2)
+            taken = np.where(rest.any(1), rest.argmax(1) + 1, 0)
+            for count in np.unique(taken[taken > 0]):
+                advance(running[taken == count], begin, begin + int(count), current, result)
+            steps[running[taken > 0]] = torch.from_numpy(begin + taken[taken > 0])
+            running = running[taken == 0]
+            if not running.size:
+                break
+        current, spare = target, spare[::-1]
+    return new_flow, new_dual, steps
+
+
+def backward(
+    flow_bar: Tensor | None, dual_bar: Tensor | None, rho_c: Tensor, grad: Tensor, flow: Tensor | None,
+    dual: Tensor | None, numbers: Tensor, taps: Tensor, steps: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of rho_c, grad, flow, dual, numbers, taps, from those of `forward`'s flow and dual.
+
+    None stands for zeros; those of a start that was None are empty.
+    """
+    _, C, _, W = rho_c.shape
+    bars = [rho_c.new_empty(0 if t is None else t.shape) for t in (rho_c, grad, flow, dual)]
+    if not rho_c.numel():
+        return *bars, torch.zeros_like(numbers), torch.zeros_like(taps)
+    outputs = [_arrays(bar if bar.numel() else None, fields) for bar, fields in zip(bars, (1, 2, 2, 4), strict=True)]
+    planes = outputs[0].shape[0]
+    numbers_bar, taps_bar = np.zeros((planes, 3)), np.zeros((planes, taps.shape[0], 8))
+    _share(
+        _adjoint, planes, W, _arrays(rho_c, 1), _arrays(grad, 2), _arrays(flow, 2), _arrays(dual, 4),
+        numbers.detach().numpy(), taps.detach().contiguous().numpy(), steps.repeat_interleave(C).numpy(),
+        _arrays(flow_bar, 2), _arrays(dual_bar, 4), *outputs, numbers_bar, taps_bar,
+    )  # fmt: skip
+    taps_bar = taps_bar.reshape(-1, taps.shape[1], *taps_bar.shape[1:]).sum(0).swapaxes(0, 1)
+    return *bars, torch.from_numpy(numbers_bar.sum(0)).to(numbers), torch.from_numpy(taps_bar).to(taps)
