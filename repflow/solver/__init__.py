@@ -198,8 +198,12 @@ def _adjoint(
     numbers: Tensor,
     taps: Tensor,
     steps: Tensor,
+    iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of rho_c, grad, flow, dual, numbers and taps, from those of flow and dual field."""
+    """The gradients of rho_c, grad, flow, dual, numbers and taps, from those of flow and dual field.
+
+    steps: of each image; none is above `iterations`, which a GPU's memory is laid out for without looking.
+    """
     from repflow.solver import cpu
 
     return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), flow, dual, numbers, taps, steps)
@@ -213,21 +217,22 @@ def _(*arguments: object) -> tuple[Tensor, ...]:
 
 
 @_adjoint.register_fake
-def _(flow_bar: object, dual_bar: object, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+def _(flow_bar: object, dual_bar: object, *inputs: Tensor | int | None) -> tuple[Tensor, ...]:
     numbers = inputs[4]
-    return tuple(numbers.new_empty(0 if t is None else t.shape) for t in inputs[:-1])
+    return tuple(numbers.new_empty(0 if t is None else t.shape) for t in inputs[:6])
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6], output[2])
+    ctx.iterations = inputs[6]
 
 
 def _differentiate(
     ctx: torch.autograd.function.FunctionCtx, flow_bar: Tensor | None, dual_bar: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    gradients = _adjoint(flow_bar, dual_bar, *saved)
+    gradients = _adjoint(flow_bar, dual_bar, *saved, ctx.iterations)
     needed = zip(gradients, saved, ctx.needs_input_grad, strict=False)
     return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
 
