@@ -39,11 +39,14 @@ class CubicSpline:
         flat = self.coefficients.flatten(1)
         values, d_x, d_y = torch.zeros(3, *self.image.shape, dtype=flow.dtype, device=flow.device)
         for i, weight_y, slope_y in rows:
+            along, d_along = torch.zeros(2, *self.image.shape, dtype=flow.dtype, device=flow.device)
             for j, weight_x, slope_x in columns:
-                c = flat.gather(1, (i * W + j).flatten(1)).view(N, 1, H, W)
-                values += weight_y * weight_x * c
-                d_x += weight_y * slope_x * c
-                d_y += slope_y * weight_x * c
+                c = flat.gather(1, torch.add(j, i, alpha=W).flatten(1)).view(N, 1, H, W)
+                along.addcmul_(weight_x, c)
+                d_along.addcmul_(slope_x, c)
+            values.addcmul_(weight_y, along)
+            d_x.addcmul_(weight_y, d_along)
+            d_y.addcmul_(slope_y, along)
         # The sum rounds off; what does not move must stay itself, or equal frames would show a flow.
         values = torch.where((u == 0) & (v == 0), self.image, values)
         return values, torch.stack([d_x, d_y]), inside.to(values)

@@ -143,5 +143,16 @@ def _median_filter(flow: Tensor, size: int) -> Tensor:
         return flow
     H, W = flow.shape[-2:]
     padded = F.pad(flow.flatten(0, 1), [size // 2] * 4, mode="replicate")
+    if size == 3:  # far faster than sorting windows: neighbours share their sorted columns
+        low, middle, high = _sort3(*(padded[..., i : i + H, :] for i in range(3)))
+        low, middle, high = (_sort3(*(x[..., j : j + W] for j in range(3))) for x in (low, middle, high))
+        return _sort3(low[2], middle[1], high[0])[1].reshape(flow.shape)
     windows = [padded[..., i : i + H, j : j + W] for i in range(size) for j in range(size)]
     return torch.stack(windows).median(0).values.reshape(flow.shape)
+
+
+def _sort3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors sorted pixel by pixel: smallest, middle, largest."""
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    b, c = torch.minimum(b, c), torch.maximum(b, c)
+    return torch.minimum(a, b), torch.maximum(a, b), c

@@ -62,7 +62,8 @@ def solve(
     kernels = kernels or classical_kernels(rho_c.device)
     if _chosen(engine, rho_c) != "reference":
         taps = _taps(kernels.to(scalars[0]))
-        flow, dual, _ = _solve(rho_c, grad, flow, dual, torch.stack(scalars), taps, iterations, float(epsilon))
+        numbers = torch.stack(scalars)
+        flow, dual, _ = torch.ops.repflow.solve(rho_c, grad, flow, dual, numbers, taps, iterations, float(epsilon))
         return flow, dual
     rho_c, grad = rho_c.to(dtype), grad.to(dtype)
     return reference.iterate(
@@ -151,34 +152,36 @@ def _check_numbers(
 
 
 # The operator. It is opaque to PyTorch's compiler, which needs to know shapes alone (`fake`); what it saves for its
-# adjoint are its inputs, whatever the number of iterations.
+# adjoint are its inputs, whatever the number of iterations. `torch.library.custom_op` would say the same in fewer
+# lines, but loads the compiler, which takes seconds, at the first call.
+
+torch.library.define(
+    "repflow::solve",
+    "(Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, Tensor taps, int iterations, "
+    "float epsilon) -> (Tensor flow, Tensor dual, Tensor steps)",
+)
+torch.library.define(
+    "repflow::solve_adjoint",
+    "(Tensor? flow_bar, Tensor? dual_bar, Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, "
+    "Tensor taps, Tensor steps, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
-@torch.library.custom_op("repflow::solve", mutates_args=(), device_types="cpu")
-def _solve(
-    rho_c: Tensor,
-    grad: Tensor,
-    flow: Tensor | None,
-    dual: Tensor | None,
-    numbers: Tensor,
-    taps: Tensor,
-    iterations: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow, dual field, and the number of iterations that each image took, (N,)."""
+@torch.library.impl("repflow::solve", "cpu")
+def _(rho_c: Tensor, grad: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
     from repflow.solver import cpu
 
-    return cpu.forward(rho_c.float(), grad.float(), flow, dual, numbers, taps, iterations, epsilon)
+    return cpu.forward(rho_c.float(), grad.float(), *rest)
 
 
-@_solve.register_kernel("cuda")
-def _(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.impl("repflow::solve", "cuda")
+def _(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
     from repflow.solver import cuda
 
     return cuda.forward(*arguments)
 
 
-@_solve.register_fake
+@torch.library.register_fake("repflow::solve")
 def _(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return (
         grad.new_empty(grad.shape, dtype=torch.float32),
@@ -187,36 +190,23 @@ def _(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("repflow::solve_adjoint", mutates_args=(), device_types="cpu")
-def _adjoint(
-    flow_bar: Tensor | None,
-    dual_bar: Tensor | None,
-    rho_c: Tensor,
-    grad: Tensor,
-    flow: Tensor | None,
-    dual: Tensor | None,
-    numbers: Tensor,
-    taps: Tensor,
-    steps: Tensor,
-    iterations: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of rho_c, grad, flow, dual, numbers and taps, from those of flow and dual field.
-
-    steps: of each image; none is above `iterations`, which a GPU's memory is laid out for without looking.
-    """
+@torch.library.impl("repflow::solve_adjoint", "cpu")
+def _(
+    flow_bar: Tensor | None, dual_bar: Tensor | None, rho_c: Tensor, grad: Tensor, *rest: Tensor | int | None
+) -> tuple[Tensor, ...]:
     from repflow.solver import cpu
 
-    return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), flow, dual, numbers, taps, steps)
+    return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), *rest[:-1])
 
 
-@_adjoint.register_kernel("cuda")
-def _(*arguments: object) -> tuple[Tensor, ...]:
+@torch.library.impl("repflow::solve_adjoint", "cuda")
+def _(*arguments: Tensor | int | None) -> tuple[Tensor, ...]:
     from repflow.solver import cuda
 
     return cuda.backward(*arguments)
 
 
-@_adjoint.register_fake
+@torch.library.register_fake("repflow::solve_adjoint")
 def _(flow_bar: object, dual_bar: object, *inputs: Tensor | int | None) -> tuple[Tensor, ...]:
     numbers = inputs[4]
     return tuple(numbers.new_empty(0 if t is None else t.shape) for t in inputs[:6])
@@ -231,12 +221,17 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 def _differentiate(
     ctx: torch.autograd.function.FunctionCtx, flow_bar: Tensor | None, dual_bar: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    gradients = _adjoint(flow_bar, dual_bar, *saved, ctx.iterations)
-    needed = zip(gradients, saved, ctx.needs_input_grad, strict=False)
+    # The steps of each image, and the most there can be: a GPU's memory is laid out for these without a look.
+    gradients = torch.ops.repflow.solve_adjoint(flow_bar, dual_bar, *ctx.saved_tensors, ctx.iterations)
+    needed = zip(gradients, ctx.saved_tensors, ctx.needs_input_grad, strict=False)
     return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
 
 
-_solve.register_autograd(_differentiate, setup_context=_save)
+def _refuse(*_: object) -> None:
+    raise NotImplementedError("the fast engines have first derivatives only; take engine='reference' for second ones")
+
+
+torch.library.register_autograd("repflow::solve", _differentiate, setup_context=_save)
+torch.library.register_autograd("repflow::solve_adjoint", _refuse)
 for _device in ("cpu", "cuda"):
-    _solve.register_autocast(_device, torch.float32)
+    torch.library.register_autocast("repflow::solve", _device, torch.float32)

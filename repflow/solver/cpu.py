@@ -30,14 +30,19 @@ TILE = 64, 256  # rows and columns of such a plane's tiles
 TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
 
 
-def _jit(function: Callable) -> Callable:
+# Sums may be reordered and fused; infinity and NaN keep their meaning.
+JIT = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+# Inner parts go into the two functions that Python calls: a part compiled by itself may round differently, and which
+# of the two ran would depend on whether the code came from the disk.
+_jit = numba.njit(**JIT, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def _cached_jit(function: Callable) -> Callable:
     """Compile at the first call and keep the code on disk, or in memory alone where no folder can be written."""
-    # Sums may be reordered and fused; infinity and NaN keep their meaning.
-    options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **JIT)(function)
     except (RuntimeError, OSError):
-        return numba.njit(**options)(function)
+        return numba.njit(**JIT)(function)
 
 
 # One iteration, in place. `W` is a window's width, `S` its number of pixels, `k` the eight taps of flow_x, flow_y,
@@ -51,27 +56,30 @@ def _aligned(n: int) -> int:
 
 
 @_jit
-def _at(field: Array, W: int, S: int, offset: int) -> Array:
-    """A field's neighbours at `offset`: 0 the pixels themselves, -1 those to the left, W those below."""
-    start = _aligned(W) + offset
-    return field[start : start + S]
+def _here(field: Array, W: int, S: int) -> Array:
+    """A field's pixels, without the zeros around them."""
+    return field[_aligned(W) : _aligned(W) + S]
+
+
+@_jit
+def _behind(field: Array, W: int, S: int) -> tuple[Array, Array, Array]:
+    """A field's pixels, those to their left, and those above."""
+    start = _aligned(W)
+    return field[start : start + S], field[start - 1 : start - 1 + S], field[start - W : start - W + S]
+
+
+@_jit
+def _ahead(field: Array, W: int, S: int) -> tuple[Array, Array, Array]:
+    """A field's pixels, those to their right, and those below."""
+    start = _aligned(W)
+    return field[start : start + S], field[start + 1 : start + 1 + S], field[start + W : start + W + S]
 
 
 @_jit
 def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: float, W: int, S: int) -> None:
-    u, v = _at(state[0], W, S, 0), _at(state[1], W, S, 0)
-    xu, xu_left, yu, yu_up = (
-        _at(state[2], W, S, 0),
-        _at(state[2], W, S, -1),
-        _at(state[4], W, S, 0),
-        _at(state[4], W, S, -W),
-    )
-    xv, xv_left, yv, yv_up = (
-        _at(state[3], W, S, 0),
-        _at(state[3], W, S, -1),
-        _at(state[5], W, S, 0),
-        _at(state[5], W, S, -W),
-    )
+    u, v = _here(state[0], W, S), _here(state[1], W, S)
+    (xu, xu_left, _), (yu, _, yu_up) = _behind(state[2], W, S), _behind(state[4], W, S)
+    (xv, xv_left, _), (yv, _, yv_up) = _behind(state[3], W, S), _behind(state[5], W, S)
     rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
     k0x, k1x, k0y, k1y = theta * k[4], theta * k[5], theta * k[6], theta * k[7]
     for i in range(S):
@@ -83,9 +91,8 @@ def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: floa
 
 @_jit
 def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int) -> None:
-    u, u_right, u_below = _at(state[0], W, S, 0), _at(state[0], W, S, 1), _at(state[0], W, S, W)
-    v, v_right, v_below = _at(state[1], W, S, 0), _at(state[1], W, S, 1), _at(state[1], W, S, W)
-    xu, xv, yu, yv = _at(state[2], W, S, 0), _at(state[3], W, S, 0), _at(state[4], W, S, 0), _at(state[5], W, S, 0)
+    (u, u_right, u_below), (v, v_right, v_below) = _ahead(state[0], W, S), _ahead(state[1], W, S)
+    xu, xv, yu, yv = _here(state[2], W, S), _here(state[3], W, S), _here(state[4], W, S), _here(state[5], W, S)
     inner_x, inner_y = mask[0], mask[1]
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     for i in range(S):
@@ -171,7 +178,7 @@ def _movement(state: Array, before: Array, W: int, y0: int, y1: int, x0: int, x1
     return total
 
 
-@_jit
+@_cached_jit
 def _advance(
     first: int, last: int, windows: Array, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array,
     numbers: Array, taps: Array, begin: int, end: int, new_flow: Array, new_dual: Array, moved: Array,
@@ -218,14 +225,10 @@ def _dual_adjoint(
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     sum_step, sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO, ZERO
     for a in range(2):
-        f, right, below = _at(flow[a], W, S, 0), _at(flow[a], W, S, 1), _at(flow[a], W, S, W)
-        x, y, x_bar, y_bar = (
-            _at(old[2 + a], W, S, 0),
-            _at(old[4 + a], W, S, 0),
-            _at(bar[2 + a], W, S, 0),
-            _at(bar[4 + a], W, S, 0),
-        )
-        ex, ey = _at(e[a], W, S, 0), _at(e[2 + a], W, S, 0)
+        f, right, below = _ahead(flow[a], W, S)
+        x, y = _here(old[2 + a], W, S), _here(old[4 + a], W, S)
+        x_bar, y_bar = _here(bar[2 + a], W, S), _here(bar[4 + a], W, S)
+        ex, ey = _here(e[a], W, S), _here(e[2 + a], W, S)
         for i in range(S):
             dx = inner_x[i] * (k0x * f[i] + k1x * right[i])
             dy = inner_y[i] * (k0y * f[i] + k1y * below[i])
@@ -256,13 +259,8 @@ def _gradient_adjoint(e: Array, bar: Array, k: Array, W: int, S: int) -> None:
     """Add to the new flow's gradient what its differences bring."""
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     for a in range(2):
-        ex, ex_left, ey, ey_up = (
-            _at(e[a], W, S, 0),
-            _at(e[a], W, S, -1),
-            _at(e[2 + a], W, S, 0),
-            _at(e[2 + a], W, S, -W),
-        )
-        f_bar = _at(bar[a], W, S, 0)
+        (ex, ex_left, _), (ey, _, ey_up) = _behind(e[a], W, S), _behind(e[2 + a], W, S)
+        f_bar = _here(bar[a], W, S)
         for i in range(S):
             f_bar[i] += k0x * ex[i] + k1x * ex_left[i] + k0y * ey[i] + k1y * ey_up[i]
 
@@ -276,14 +274,9 @@ def _divergence_adjoint(
     k0x, k1x, k0y, k1y = theta * k[4], theta * k[5], theta * k[6], theta * k[7]
     sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO
     for a in range(2):
-        f_bar, right, below = _at(bar[a], W, S, 0), _at(bar[a], W, S, 1), _at(bar[a], W, S, W)
-        x, x_left, y, y_up = (
-            _at(old[2 + a], W, S, 0),
-            _at(old[2 + a], W, S, -1),
-            _at(old[4 + a], W, S, 0),
-            _at(old[4 + a], W, S, -W),
-        )
-        x_bar, y_bar = _at(bar[2 + a], W, S, 0), _at(bar[4 + a], W, S, 0)
+        f_bar, right, below = _ahead(bar[a], W, S)
+        (x, x_left, _), (y, _, y_up) = _behind(old[2 + a], W, S), _behind(old[4 + a], W, S)
+        x_bar, y_bar = _here(bar[2 + a], W, S), _here(bar[4 + a], W, S)
         for i in range(S):
             x_bar[i] += inner_x[i] * (k0x * right[i] + k1x * f_bar[i])
             y_bar[i] += inner_y[i] * (k0y * below[i] + k1y * f_bar[i])
@@ -303,7 +296,7 @@ def _threshold_adjoint(
     old: Array, bar: Array, problem: Array, bound: float, W: int, S: int, problem_bar: Array
 ) -> float:
     """Undo the threshold; adds to the gradients of rho_c and grad. Returns that of lam theta."""
-    u, v, u_bar, v_bar = _at(old[0], W, S, 0), _at(old[1], W, S, 0), _at(bar[0], W, S, 0), _at(bar[1], W, S, 0)
+    u, v, u_bar, v_bar = _here(old[0], W, S), _here(old[1], W, S), _here(bar[0], W, S), _here(bar[1], W, S)
     rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
     rho_bar, gx_bar, gy_bar = problem_bar[0], problem_bar[1], problem_bar[2]
     sum_bound = ZERO
@@ -344,76 +337,67 @@ def _keep(state: Array, slot: Array) -> None:
 
 
 @_jit
+def _store(fields: Array, start: int, target: Array, plane: int) -> None:
+    """Copy whole planes to (fields, P, S), or nowhere where that has no size."""
+    if target.size:
+        for j in range(target.shape[0]):
+            _copy(fields[j], start, target.shape[2], target[j, plane], 0, target.shape[2], 1, target.shape[2])
+
+
+@_jit
+def segments(iterations: int) -> tuple[int, int]:
+    """Length and number of the segments in which an adjoint goes back.
+
+    It keeps the state before each, and those within one: number + length - 1 states, fewer than 2 sqrt(iterations).
+    """
+    length = max(math.ceil(math.sqrt(iterations)), 1)
+    return length, math.ceil(iterations / length)
+
+
+@_cached_jit
 def _adjoint(
     first: int, last: int, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array, numbers: Array,
     taps: Array, steps: Array, flow_bar: Array, dual_bar: Array, rho_bar: Array, grad_bar: Array,
     start_bar: Array, start_dual_bar: Array, numbers_bar: Array, taps_bar: Array,
 ) -> None:  # fmt: skip
-    """Gradients of planes first..last-1, whose steps are computed again from marks sqrt(n) apart.
-
-    Fewer than 2 sqrt(n) states are kept: `marks` at the beginnings of segments, and those inside one segment.
-    """
+    """Gradients of planes first..last-1, whose iterations are computed again, segment by segment from the last."""
     W, S = pitch, rho_c.shape[1]
     size = _aligned(S + W + _aligned(W))
-    most = max(steps[first:last].max(), 1)
-    length = math.ceil(math.sqrt(most))
-    problem, mask, problem_bar = (
-        np.empty((4, size), np.float32),
-        np.empty((2, size), np.float32),
-        np.empty((3, size), np.float32),
-    )
+    length, most = segments(steps[first:last].max())
+    begins, within = np.empty((most, 6, size), np.float32), np.empty((length - 1, 6, size), np.float32)
     state, bar, e = np.empty((6, size), np.float32), np.empty((6, size), np.float32), np.zeros((4, size), np.float32)
-    marks = np.empty((math.ceil(most / length), 6, size), np.float32)
-    inside = np.empty((length - 1, 6, size), np.float32)
+    problem, problem_bar = np.empty((4, size), np.float32), np.empty((3, size), np.float32)
+    mask = np.empty((2, size), np.float32)
     for p in range(first, last):
         _load_problem(rho_c, grad, p, 0, W, S // W, W, problem, mask)
         _load_state(flow, dual, p, 0, W, mask, S // W, W, state)
         _load_state(flow_bar, dual_bar, p, 0, W, mask, S // W, W, bar)
         problem_bar[:, :] = ZERO
-        segments = math.ceil(steps[p] / length)
-        for it in range((segments - 1) * length):
+        last_begin = (math.ceil(steps[p] / length) - 1) * length
+        for it in range(last_begin):
             if it % length == 0:
-                _keep(state, marks[it // length])
+                _keep(state, begins[it // length])
             _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
-        for m in range(segments - 1, -1, -1):
-            begin, end = m * length, min(steps[p], (m + 1) * length)
-            if m < segments - 1:
-                _keep(marks[m], state)
+        for begin in range(last_begin, -1, -length):
+            end, slot = min(steps[p], begin + length), begins[begin // length]
+            if begin == last_begin:
+                _keep(state, slot)
             else:
-                _keep(state, marks[m])
+                _keep(slot, state)
             for it in range(begin, end):
                 if it > begin:
-                    _keep(state, inside[it - begin - 1])
+                    _keep(state, within[it - begin - 1])
                 _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
             new = state
             for it in range(end - 1, begin - 1, -1):
-                old = inside[it - begin - 1] if it > begin else marks[m]
-                k_bar = taps_bar[p, min(it, taps.shape[0] - 1)]
-                _undo(
-                    old,
-                    new,
-                    bar,
-                    problem,
-                    mask,
-                    _taps_of(taps, it, p),
-                    numbers,
-                    W,
-                    S,
-                    e,
-                    problem_bar,
-                    numbers_bar[p],
-                    k_bar,
-                )
+                old = within[it - begin - 1] if it > begin else slot
+                k, k_bar = _taps_of(taps, it, p), taps_bar[p, min(it, taps.shape[0] - 1)]
+                _undo(old, new, bar, problem, mask, k, numbers, W, S, e, problem_bar, numbers_bar[p], k_bar)
                 new = old
-        _copy(problem_bar[0], 0, S, rho_bar[p], 0, S, 1, S)
-        for a in range(2):
-            _copy(problem_bar[1 + a], 0, S, grad_bar[a, p], 0, S, 1, S)
-        if start_bar.size:
-            for j in range(2):
-                _copy(bar[j], _aligned(W), S, start_bar[j, p], 0, S, 1, S)
-        if start_dual_bar.size:
-            for j in range(4):
-                _copy(bar[2 + j], _aligned(W), S, start_dual_bar[j, p], 0, S, 1, S)
+        _store(problem_bar[:1], 0, rho_bar.reshape(1, -1, S), p)
+        _store(problem_bar[1:], 0, grad_bar, p)
+        _store(bar[:2], _aligned(W), start_bar, p)
+        _store(bar[2:], _aligned(W), start_dual_bar, p)
 
 
 # From PyTorch.
