@@ -7,11 +7,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repflow import __version__
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
+
+if TYPE_CHECKING:
+    from repflow.benchmark import Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="execute notebooks", description=_run.__doc__, allow_abbrev=False))
     _add_flow(commands.add_parser("flow", help="TV-L1 flow of a video", description=_flow.__doc__, allow_abbrev=False))
+    _add_bench(commands.add_parser("bench", help="measure time and memory", allow_abbrev=False))
     return parser
 
 
@@ -84,15 +90,108 @@ def _flow(arguments: argparse.Namespace) -> int:
     from repflow.data.flow import write_flow_npz
     from repflow.figures import write_flow_gif
 
-    options = {name: getattr(arguments, name) for name in ("start", "frames", "stride", "width")}
-    for name, least in (("start", 0), ("frames", 1), ("stride", 1), ("width", 1)):
-        if options[name] is not None and options[name] < least:
-            raise UsageError(f"--{name}: expected a whole number >= {least}, got {options[name]}")
+    options = _numbers(arguments, start=0, frames=1, stride=1, width=1)
     write = {".gif": write_flow_gif, ".npz": write_flow_npz}.get(arguments.out.suffix.lower())
     if write is None:
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .npz")
-    if arguments.out.is_dir() or not os.access(arguments.out.absolute().parent, os.W_OK):
-        raise OSError(f"{arguments.out} cannot be written; name a file in a folder that exists and is writable")
+    _check_writable(arguments.out)
     write(arguments.video, arguments.out, **options)
     sys.stdout.write(f"{arguments.out}\n")
     return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, add, text, description in (
+        ("solver", _add_bench_solver, "the solver's engines and the layers", _bench_solver.__doc__),
+        ("tvl1", _add_bench_tvl1, "optical flow of images, by several programs", _bench_tvl1.__doc__),
+    ):
+        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
+        add(command)
+        command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+        command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
+
+
+def _add_bench_solver(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_bench_solver)
+    add = parser.add_argument
+    add("--channels", type=int, default=32, metavar="N", help="of the feature maps (default: 32)")
+    add("--pairs", type=int, default=15, metavar="N", help="of maps; a clip has one more (default: 15)")
+    add("--size", type=int, default=28, metavar="PX", help="height and width of the maps (default: 28)")
+    add("--iterations", type=int, default=20, metavar="N", help="of the solver (default: 20)")
+    add("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
+
+
+def _bench_solver(arguments: argparse.Namespace) -> int:
+    """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
+    official layer of June 2019, in random order; and measure their memory."""
+    from repflow import benchmark
+
+    options = _numbers(arguments, channels=1, pairs=1, size=2, iterations=1, repeats=1)
+    repeats = options.pop("repeats")
+    problem = benchmark.Problem(**options, device=_device(arguments.device))
+    _check_writable(arguments.out)
+    rows = benchmark.time_solver(problem, repeats)
+    facts = asdict(problem) | {"repeats": repeats} | benchmark.circumstances("numba", "triton")
+    _hand_out(rows, facts, arguments.out)
+    return 0
+
+
+def _add_bench_tvl1(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_bench_tvl1)
+    add = parser.add_argument
+    add("--pairs", type=Path, metavar="DIR",
+        help="subfolders with frame10.png, frame11.png, flow10.flo (default: a made pair, 480x640)")  # fmt: skip
+    add("--repeats", type=int, default=5, metavar="N", help="rounds for each pair (default: 5)")
+
+
+def _bench_tvl1(arguments: argparse.Namespace) -> int:
+    """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
+    defaults, in random order; and measure their error against the true flow."""
+    from repflow import benchmark
+
+    repeats = _numbers(arguments, repeats=1)["repeats"]
+    device = _device(arguments.device)
+    _check_writable(arguments.out)
+    pairs = benchmark.read_pairs(arguments.pairs) if arguments.pairs else [benchmark.made_pair()]
+    if not pairs:
+        raise UsageError(f"--pairs {arguments.pairs}: expected subfolders with frame10.png, frame11.png, flow10.flo")
+    rows = benchmark.time_tvl1(pairs, device, repeats)
+    facts = {"device": device, "repeats": repeats} | benchmark.circumstances("numba", "triton", "cv2", "skimage")
+    _hand_out(rows, facts, arguments.out)
+    if any(row["note"] for row in rows):
+        sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")
+    return 0
+
+
+def _hand_out(rows: "list[Row]", facts: "Row", out: Path | None) -> None:
+    """Print a table of `rows`, and under it what is the same for all of them; write both where a file is named."""
+    from repflow.benchmark import text_table, write_csv
+
+    if out is not None:
+        write_csv(out, [row | facts for row in rows])
+    known = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    sys.stdout.write(f"{text_table(rows)}\n\n{known}\n")
+
+
+def _numbers(arguments: argparse.Namespace, **least: int) -> dict[str, int | None]:
+    """The named options' values. Raises UsageError for one that is smaller than it may be."""
+    values = {name: getattr(arguments, name) for name in least}
+    for name, value in values.items():
+        if value is not None and value < least[name]:
+            raise UsageError(f"--{name}: expected a whole number >= {least[name]}, got {value}")
+    return values
+
+
+def _device(wanted: str | None) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UsageError("--device cuda: PyTorch finds no GPU here; take --device cpu")
+    return wanted or ("cuda" if there else "cpu")
+
+
+def _check_writable(out: Path | None) -> None:
+    if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
+        raise OSError(f"{out} cannot be written; name a file in a folder that exists and is writable")

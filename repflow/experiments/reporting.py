@@ -1,22 +1,15 @@
-"""What a notebook says about its result, and what is noted about the machine that made it."""
+"""What a notebook says about its result."""
 
 import base64
 import io
 import math
-import os
-import platform
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from repflow import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
 _METRICS = "application/vnd.repflow.metrics+json"
-_ROOT = Path(__file__).parents[2]
 
 
 def report(headline: str, *, value: float, unit: str = "", figure: "Figure | None" = None, **metrics: object) -> None:
@@ -55,22 +48,6 @@ def summary(headline: dict[str, Any]) -> str:
     return f"{headline['text']}: {digits} {headline['unit']}".rstrip()
 
 
-def environment() -> dict[str, Any]:
-    """Return what a result file says about where it was made: versions, commit, processor, GPU, platform."""
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "repflow": __version__,
-        "commit": _commit(),
-        "cpu": _cpu(),
-        "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": platform.platform(),
-    }
-
-
 def _plain(name: str, value: Any) -> Any:
     """Return `value` as JSON can hold it."""
     if hasattr(value, "tolist"):  # NumPy's and PyTorch's scalars and arrays
@@ -93,23 +70,3 @@ def _png(figure: "Figure") -> str:
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)  # else the inline backend shows it again
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` after it when files differ; None where there is no checkout."""
-    if not (_ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout of somebody else's
-        return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # only Linux has it
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -1,0 +1,249 @@
+"""Timings: what is measured, what is written, and what is refused. No time is held against a bound."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repflow import benchmark, tvl1
+from repflow.benchmark import PASSES, Problem, circumstances, end_point_error, made_pair, read_csv, read_pairs
+from repflow.cli import main
+
+TINY = ["--channels", "2", "--pairs", "2", "--size", "8", "--iterations", "3", "--repeats", "1", "--device", "cpu"]
+MACHINE = {"cpu", "cpus", "gpu", "threads", "python", "torch", "repflow", "commit", "platform", "date"}
+PROGRAMS = ["repflow, reference", "repflow, cpu", "OpenCV DualTVL1", "OpenCV DIS", "scikit-image TV-L1"]
+
+
+def run(*arguments):
+    """The exit code of `repflow bench`, and the rows of the file it wrote."""
+    *_, file = arguments
+    return main(["bench", *map(str, arguments)]), read_csv(file)
+
+
+@pytest.fixture(scope="module")
+def solver(tmp_path_factory):
+    code, rows = run("solver", *TINY, "--out", tmp_path_factory.mktemp("solver") / "solver.csv")
+    assert code == 0
+    return {(row["part"], row["engine"], row["pass"]): row for row in rows}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pair in Middlebury's layout, with some flow unknown, beside folders that are none."""
+    pair = made_pair(48, 64)
+    unknown = pair.flow.copy()
+    unknown[:, :4] = 1.67e9
+    place = tmp_path / "set" / "Turning"
+    place.mkdir(parents=True)
+    for number, frame in ((10, pair.first), (11, pair.second)):
+        Image.fromarray(frame).save(place / f"frame{number}.png")
+    head = np.array([202021.25], np.float32).tobytes() + np.array([64, 48], np.int32).tobytes()
+    (place / "flow10.flo").write_bytes(head + np.float32(unknown).transpose(1, 2, 0).tobytes())
+    (tmp_path / "set" / "Hidden").mkdir()
+    return place.parent
+
+
+def test_every_engine_and_pass_has_a_row(solver):
+    whats = [("function", "reference"), ("function", "cpu"), *(("layer", e) for e in ("reference", "cpu", "official"))]
+    assert list(solver) == [(*what, name) for what in whats for name in PASSES]
+    for row in solver.values():
+        assert 0 < float(row["min_ms"]) <= float(row["median_ms"])
+        assert float(row["iqr_ms"]) == 0  # of a single time
+
+
+def test_speedups_are_ratios_of_medians(solver):
+    for (part, _, name), row in solver.items():
+        for other in ("reference", "official"):
+            if part == "function" and other == "official":
+                assert row["speedup_official"] == ""
+            else:
+                ratio = float(solver[part, other, name]["median_ms"]) / float(row["median_ms"])
+                assert float(row[f"speedup_{other}"]) == pytest.approx(ratio, rel=1e-4)
+
+
+def test_rows_name_settings_machine_and_versions(solver):
+    for row in solver.values():
+        assert row.keys() >= MACHINE
+        settings = {name: row[name] for name in ("channels", "pairs", "size", "iterations", "repeats", "device")}
+        assert list(settings.values()) == ["2", "2", "8", "3", "1", "cpu"]
+        assert row["torch"] == torch.__version__
+        assert row["numba"]
+
+
+@pytest.mark.parametrize("part", ["function", "layer"])
+def test_what_the_fast_engine_saves_does_not_grow_with_iterations(part):
+    def saved(engine, iterations):
+        problem = Problem(channels=2, pairs=2, size=8, iterations=iterations)
+        counts = {benchmark._saved(benchmark._task(problem, part, engine, name)) for name in PASSES}
+        assert len(counts) == 1  # the backward pass keeps nothing more
+        return counts.pop()
+
+    assert saved("cpu", 3) == saved("cpu", 12)
+    assert saved("reference", 12) > 3 * saved("reference", 3)
+
+
+def test_a_storage_saved_twice_counts_once():
+    x = torch.ones(100, requires_grad=True)
+    assert benchmark._saved(lambda: x * x) == 400
+    assert benchmark._saved(lambda: x[:50] * x[50:]) == 400
+
+
+def test_all_tasks_of_a_part_get_the_same_numbers():
+    problem = Problem(channels=2, pairs=2, size=8, iterations=3)
+    ours, theirs = (benchmark._layer(problem, engine) for engine in ("reference", "cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_peak_memory_holds_what_is_saved():
+    problem = Problem(channels=8, pairs=4, size=64, iterations=10)
+    cases = [("function", engine, "forward + backward") for engine in ("reference", "cpu")]
+    reference, fast = benchmark._peaks(problem, cases)
+    saved = benchmark._saved(benchmark._task(problem, *cases[0]))
+    assert saved < reference < 1.2 * saved
+    assert 0 < fast < reference / 2
+
+
+def test_a_process_that_died_has_no_peak():
+    assert benchmark._peaks(Problem(iterations=-1), [("function", "cpu", "forward")]) == [None]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_s_rows_have_peaks_too():
+    rows = benchmark.time_solver(Problem(channels=2, pairs=2, size=8, iterations=3, device="cuda"), repeats=1)
+    assert {row["engine"] for row in rows} >= {"reference", "official"}
+    assert all(row["peak_mib"] > 0 for row in rows)
+
+
+def test_a_machine_that_cannot_tell_its_peak_has_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "_CLEAR_PEAK", tmp_path / "nowhere")
+    assert benchmark._peaks(Problem(), [("function", "cpu", "forward")]) == [None]
+
+
+def test_tvl1_on_a_folder_of_pairs(folder, tmp_path, capsys):
+    code, rows = run("tvl1", "--pairs", folder, "--repeats", 1, "--device", "cpu", "--out", tmp_path / "tvl1.csv")
+    assert code == 0
+    assert [row["method"] for row in rows] == PROGRAMS
+    for row in rows:
+        assert (row["pair"], row["height"], row["width"], row["note"]) == ("Turning", "48", "64", "")
+        assert float(row["median_s"]) > 0
+        assert row.keys() >= MACHINE
+        assert row["cv2"]
+        assert row["skimage"]
+    errors = [float(row["error_px"]) for row in rows]
+    assert errors[0] < 0.2
+    assert errors[1] == pytest.approx(errors[0], abs=0.01)
+    assert max(errors) < 1
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PROGRAMS)
+    assert len({line.index("Turning") for line in printed.splitlines() if "Turning" in line}) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name != "set"] == ["tvl1.csv"]
+
+
+def test_a_missing_program_is_reported(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # an import of it then fails
+    code, rows = run("tvl1", "--pairs", folder, "--repeats", 1, "--device", "cpu", "--out", tmp_path / "tvl1.csv")
+    assert code == 0
+    notes = {row["method"]: (row["note"], row["median_s"], row["error_px"]) for row in rows}
+    assert list(notes) == PROGRAMS
+    assert notes["OpenCV DIS"] == notes["OpenCV DualTVL1"] == ("not installed", "", "")
+    assert notes["scikit-image TV-L1"][0] == ""
+    stdout, stderr = capsys.readouterr()
+    assert stdout.count("not installed") == 2
+    assert "pip install -e '.[bench]'" in stderr
+
+
+def test_the_made_pair_moves_as_it_says():
+    pair = made_pair(120, 160, speed=2.0)
+    assert pair.first.dtype == np.uint8
+    assert pair.first.shape == pair.second.shape == pair.flow.shape[1:] == (120, 160)
+    assert end_point_error(np.zeros_like(pair.flow), pair.flow) == pytest.approx(2, rel=0.2)
+    u, v = pair.flow  # clockwise: to the right above the centre, down on its right
+    assert u[0].min() > 0
+    assert v[:, -1].min() > 0
+    assert end_point_error(tvl1(pair.first, pair.second).numpy(), pair.flow) < 0.05
+
+
+def test_end_point_error_passes_over_what_is_unknown():
+    true = np.zeros((2, 2, 2))
+    true[0, 0] = 1e10, 3
+    true[1, 0] = 1e10, 4
+    assert end_point_error(np.zeros((2, 2, 2)), true) == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PIEH", b"PIEX" + bytes(8 + 48 * 64 * 8), b"PIEH" + bytes(8)])
+def test_a_damaged_flow_file_is_one_line(folder, damage, capsys):
+    (folder / "Turning" / "flow10.flo").write_bytes(damage)
+    assert main(["bench", "tvl1", "--pairs", str(folder)]) == 1
+    stdout, stderr = capsys.readouterr()
+    assert (stdout, stderr.count("\n")) == ("", 1)
+    assert "flow10.flo is no .flo file" in stderr
+
+
+def test_pairs_without_flow_are_passed_over(folder):
+    assert [pair.name for pair in read_pairs(folder)] == ["Turning"]
+
+
+def test_a_table_is_aligned():
+    rows = [{"name": "a", "ms": 1.23456, "n": 5}, {"name": "long", "ms": 12345.6, "n": None}]
+    assert benchmark.text_table(rows) == "name     ms  n\na     1.235  5\nlong  12346"
+
+
+def test_circumstances_name_what_was_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "loaded", type("Module", (), {"__version__": "7.1"}))
+    facts = circumstances("loaded", "not_loaded")
+    assert (facts["loaded"], facts["not_loaded"]) == ("7.1", None)
+    assert facts.keys() >= MACHINE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["solver", "--channels", "0"], "--channels: expected a whole number >= 1, got 0"),
+        (["solver", "--size", "1"], "--size: expected a whole number >= 2, got 1"),
+        (["solver", "--iterations", "0"], "--iterations: expected a whole number >= 1, got 0"),
+        (["tvl1", "--repeats", "-1"], "--repeats: expected a whole number >= 1, got -1"),
+        (["tvl1", "--pairs", "nowhere"], "--pairs nowhere: expected subfolders with frame10.png"),
+        (["solver", "--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
+    ],
+)
+def test_bad_options_are_one_line_and_start_nothing(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", *arguments]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert (stdout, stderr.count("\n")) == ("", 1)
+    assert message in stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["solvers"], ["solver", "--device", "tpu"], ["solver", "--chan", "2"]])
+def test_the_parser_refuses_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", *arguments])
+    assert "usage: repflow" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line_before_anything_runs(tmp_path, capsys):
+    assert main(["bench", "solver", "--out", str(tmp_path / "nowhere" / "a.csv")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("phase", "repeats"), [(b"timing", "100000"), (b"measuring memory", "1")])
+def test_ctrl_c_leaves_no_file(tmp_path, phase, repeats):
+    command = [sys.executable, "-m", "repflow", "bench", "solver", *TINY, "--repeats", repeats]
+    command += ["--out", str(tmp_path / "a.csv")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        seen = b""
+        while phase not in seen:
+            seen += os.read(process.stderr.fileno(), 1000) or pytest.fail(seen.decode())
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
