@@ -32,8 +32,12 @@ def representation_flow(
     Returns u (to the right) and v (down), (N, C, H, W) each, in pixels per frame. Differentiable, with finite
     gradients where maps are zero or equal. Raises ValueError for shapes or numbers that don't fit.
     """
-    if f1.shape != f2.shape or f1.ndim != 4:
-        raise ValueError(f"expected two maps (N, C, H, W) of one shape, got {tuple(f1.shape)} and {tuple(f2.shape)}")
+    kinds = [(tuple(f.shape), str(f.dtype), str(f.device)) for f in (f1, f2)]
+    if kinds[0] != kinds[1] or f1.ndim != 4 or not f1.is_floating_point():
+        raise ValueError(
+            "expected two maps (N, C, H, W) of one shape, floating-point type and device, got "
+            + " and ".join(f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds)
+        )
     if f1.dtype in HALF:  # too few digits for values in 0..255 and their differences
         f1, f2 = f1.float(), f2.float()
     kernels = (kernels or classical_kernels(f2.device)).to(f2)
@@ -186,7 +190,8 @@ class FlowOfFlow(nn.Module):
 
 
 def _check_clips(x: Tensor, channels: int, frames: int) -> None:
-    if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < frames:
+    if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < frames or 0 in x.shape[3:]:
         raise ValueError(
-            f"expected clips (B, {channels}, T, H, W) with T >= {frames}, got a tensor of shape {tuple(x.shape)}"
+            f"expected clips (B, {channels}, T, H, W) with T >= {frames} and some pixels, "
+            f"got a tensor of shape {tuple(x.shape)}"
         )

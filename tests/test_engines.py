@@ -183,6 +183,30 @@ def test_empty_planes(shape):
     assert rho_c.grad.shape == shape
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        torch.zeros(1, 2, 4, 6),
+        torch.zeros(1, 2, 4, 5, dtype=torch.float64),
+        torch.zeros(1, 2, 4, 5, device="meta"),
+        torch.zeros(1, 2, 4, 5, dtype=torch.uint8),
+    ],
+)
+def test_maps_that_do_not_match(second):
+    with pytest.raises(ValueError, match="of one shape, floating-point type and device"):
+        repflow.representation_flow(torch.zeros(1, 2, 4, 5), second)
+    with pytest.raises(ValueError, match="of one shape, floating-point type and device"):
+        repflow.representation_flow(*[torch.zeros(1, 2, 4, 5, dtype=torch.int64)] * 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 0, 4), (1, 2, 4, 0), (0, 2, 4, 4)])
+def test_maps_without_room_have_no_flow(shape):
+    u, v = repflow.representation_flow(torch.ones(shape), torch.ones(shape) * 2)
+    assert u.shape == v.shape == shape
+    assert not u.any()
+    assert not v.any()
+
+
 def test_a_forced_engine_says_why_it_cannot_run():
     rho_c, grad = torch.zeros(1, 1, 4, 4), torch.zeros(2, 1, 1, 4, 4)
     with pytest.raises(ValueError, match=r"engine='cuda' cannot run: the tensors are on cpu"):

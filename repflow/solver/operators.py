@@ -86,7 +86,7 @@ def backward_difference(dual: Tensor, kernel: Tensor, dim: int) -> Tensor:
 
 def _centred_difference(frame: Tensor, kernel: Tensor, dim: int, border_frame: Tensor | None) -> Tensor:
     n = frame.shape[dim]
-    if n == 1:  # a line one pixel wide has no difference across
+    if n < 2:  # a line one pixel wide has no difference across
         return torch.zeros_like(frame)
     first, last = frame.narrow(dim, 0, 1), frame.narrow(dim, n - 1, 1)
     before, after = 2 * first - frame.narrow(dim, 1, 1), 2 * last - frame.narrow(dim, n - 2, 1)
