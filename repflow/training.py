@@ -10,12 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from repflow.data import Clips
 from repflow.data.synthetic import BASIC, PAIRS
 from repflow.models import build_model
+from repflow.video import VideoError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,15 @@ class Recipe:
     """How a system is trained: AdamW with one cycle of the learning rate (Smith and Topin 2019).
 
     The defaults suit SyntheticMotion. steps: optimiser steps; batch: clips a step; rate: highest learning rate;
-    clip_norm: the gradient's longest norm (the solver's gradients are heavy-tailed); seed: everything random.
+    clip_norm: the gradient's longest norm (the solver's gradients are heavy-tailed); workers: processes that read
+    videos, 0 for none; seed: everything random.
     """
 
     steps: int
     batch: int = 16
     rate: float = 3e-3
     clip_norm: float = 5.0
+    workers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,8 +65,14 @@ class Classification(L.LightningModule):
         self.losses.append(loss.detach())  # read at the end: reading now would stall a GPU
         return loss
 
-    def predict_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self.model(batch[0])
+    def predict_step(self, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Indices and scores; of several views the mean of their softmax."""
+        if batch is None:  # none of its videos could be read
+            return None
+        indices, clips = batch
+        if clips.ndim == 5:
+            return indices, self.model(clips)
+        return indices, self.model(clips.flatten(0, 1)).softmax(-1).unflatten(0, clips.shape[:2]).mean(1)
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), self.recipe.rate)
@@ -83,7 +94,29 @@ class TrainingClips(L.LightningDataModule):
         self.clips.set_epoch(epoch)
         order = torch.Generator()
         order.manual_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
-        return DataLoader(self.clips, self.recipe.batch, shuffle=True, drop_last=True, generator=order)
+        options = {"drop_last": True, "generator": order, "num_workers": self.recipe.workers}
+        return DataLoader(self.clips, self.recipe.batch, shuffle=True, **options)
+
+
+class Readable(Dataset[tuple[int, Tensor] | None]):
+    """Test clips beside their indices; None for a video that cannot be read, which the log names."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor] | None:
+        try:
+            return index, self.clips[index][0]
+        except VideoError as error:
+            _log.warning("not evaluated: %s", error)
+            return None
+
+    @staticmethod
+    def collate(items: list[tuple[int, Tensor] | None]) -> list[Tensor] | None:
+        return default_collate(there) if (there := [item for item in items if item is not None]) else None
 
 
 class Progress(L.Callback):
@@ -109,7 +142,8 @@ class Progress(L.Callback):
 def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_options: int) -> Trained:
     """Build the system `name` (with `build_model`'s options) and train it on `clips` for `recipe.steps` steps.
 
-    Reproducible on a CPU: the same arguments give the same weights. Shows a progress bar; may be interrupted.
+    Reproducible on a CPU: the same arguments give the same weights. Shows a progress bar; may be interrupted. Raises
+    VideoError where more than 1 % of the videos cannot be read, or where one ends the process that reads it.
     """
     L.seed_everything(recipe.seed, verbose=False)
     module = Classification(build_model(name, num_classes, **model_options), recipe)
@@ -121,17 +155,39 @@ def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_opt
     )
     try:
         trainer.fit(module, datamodule=TrainingClips(clips, recipe))
+    except RuntimeError as error:
+        _name_the_video(error, clips)
+        raise
     except SystemExit:  # what Lightning makes of ctrl-C; a notebook's kernel would end
         raise KeyboardInterrupt from None
     return Trained(module.model.cpu().eval(), torch.stack(module.losses).tolist())
 
 
-def predict(model: nn.Module, clips: Clips, batch: int = 32) -> np.ndarray:
-    """Scores (clips, num_classes) of every clip, float32, in the data set's order."""
-    loader = DataLoader(clips, batch)
+def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -> np.ndarray:
+    """Scores (videos, num_classes), float32, in the data set's order: of `Clips` as the model has them, of `Views` the
+    mean of their softmax. Nothing replaces a video that cannot be read: its scores are NaN.
+    """
+    options = {"num_workers": workers, "collate_fn": Readable.collate}
+    loader = DataLoader(Readable(clips), max(1, batch // getattr(clips, "views", 1)), **options)
     trainer = _trainer(Progress("predicting", len(loader)))
-    scores = trainer.predict(Classification(model, Recipe(steps=1)), loader)
-    return torch.cat(scores).float().cpu().numpy()
+    try:
+        results = [result for result in trainer.predict(Classification(model, Recipe(steps=1)), loader) if result]
+    except RuntimeError as error:
+        _name_the_video(error, clips)
+        raise
+    if not results:
+        raise VideoError(f"none of {len(clips)} videos can be read; check them")
+    indices, values = (torch.cat(part).cpu() for part in zip(*results, strict=True))
+    scores = torch.full((len(clips), values.shape[1]), torch.nan)
+    scores[indices] = values.float()
+    return scores.numpy()
+
+
+def _name_the_video(error: RuntimeError, clips: Clips) -> None:
+    if names := clips.being_read(error):
+        raise VideoError(
+            f"the process that read {' or '.join(map(repr, names))} died; leave the file out, or read it by itself"
+        ) from error
 
 
 def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
@@ -139,9 +195,10 @@ def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence
 
     top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
     pairs: on accelerating and decelerating clips, the two-way decision between a motion and the same one backwards in
-    time; chance is 50. Left out where `classes` holds no such class.
+    time; chance is 50. Left out where `classes` holds no such class. Clips without scores (NaN) do not count.
     """
-    labels = np.asarray(labels)
+    there = np.isfinite(scores).all(1)
+    scores, labels = scores[there], np.asarray(labels)[there]
     right = scores.argmax(1) == labels
     names = np.asarray(classes)[labels]
     rival = {a: classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1]) if b in classes}
@@ -154,7 +211,7 @@ def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence
 def _trainer(progress: Progress, **options: object) -> L.Trainer:
     # Lightning tells of every device it does not use, and that workers might be faster: they are not, for small files.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*does not have many workers", ".*treespec, LeafSpec"):
+    for message in (".*does not have many workers", ".*treespec, LeafSpec", "predict returned None"):
         warnings.filterwarnings("ignore", message)
     quiet = {
         "logger": False,

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from repflow.data.clips import Clips
+from repflow.data.clips import PRESETS, Clips, Views
 from repflow.data.hmdb51 import HMDB51
 from repflow.data.synthetic import SyntheticMotion
 
-__all__ = ["HMDB51", "Clips", "SyntheticMotion", "default_folder"]
+__all__ = ["HMDB51", "PRESETS", "Clips", "SyntheticMotion", "Views", "default_folder"]
 
 
 def default_folder() -> Path:

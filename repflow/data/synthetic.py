@@ -52,6 +52,8 @@ _CONTRAST = 45.0  # grey levels, standard deviation
 class SyntheticMotion(HMDB51):
     """One subset of a set that `make` wrote; `samples` and `classes` as in HMDB51, labels in alphabetical order."""
 
+    directed = True  # a mirrored clip has another class
+
     def __init__(
         self, root: str | os.PathLike[str], subset: str = "train", classes: Collection[str] | None = None
     ) -> None:

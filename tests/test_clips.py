@@ -1,0 +1,207 @@
+"""Clips for training and testing: sampling, views, and what happens when videos are bad."""
+
+import logging
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from repflow.data import PRESETS, Clips, SyntheticMotion, Views, clips
+from repflow.models import build_model
+from repflow.training import Recipe, predict, train
+from repflow.video import VideoError, read_clip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    SyntheticMotion.make(folder / "set", train=2, test=1, unused=0, size=40, frames=9)
+    return folder / "set"
+
+
+@pytest.fixture
+def source(made, tmp_path):
+    """A function that makes data sets of so many good and bad videos, the bad ones first."""
+
+    def make(good, bad):
+        names = []
+        for i in range(bad):
+            names.append(tmp_path / f"bad{i}.avi")
+            names[-1].write_bytes(b"no video")
+        there = [path for path, _ in SyntheticMotion(made).samples]
+        names += [there[i % len(there)] for i in range(good)]
+        return SimpleNamespace(samples=[(name, i % 12) for i, name in enumerate(names)])
+
+    return make
+
+
+def undirected(made):
+    return SimpleNamespace(samples=SyntheticMotion(made).samples)
+
+
+def test_area_crops_are_shares_of_the_frame(made, monkeypatch):
+    """Of a frame whose red and green tell the place, so that a crop shows what was cut out."""
+    y, x = np.mgrid[:40, :40].astype(np.uint8) * 6
+    ramp = np.stack([x, y, np.zeros_like(x)], -1)
+    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([ramp] * frames))
+    data = Clips(SyntheticMotion(made), 3, train=True, crop=24, area=(0.25, 0.5))
+    shares, ratios = [], []
+    for epoch in range(60):
+        data.set_epoch(epoch)
+        clip, _ = data[0]
+        assert clip.shape == (3, 3, 24, 24)
+        assert torch.equal(clip, data[0][0])
+        red, green = ((clip[c, 0] + 1) * 127.5 / 6 for c in (0, 1))
+        w, h = ((ends.max() - ends.min()) * 24 / 23 + 0.3 for ends in (red, green))  # ends are pixels' centres
+        shares.append(float(w * h / 1600))
+        ratios.append(float(w / h))
+    assert 0.22 < min(shares) < 0.32
+    assert 0.43 < max(shares) < 0.53
+    assert 0.65 < min(ratios) < 0.9
+    assert 1.1 < max(ratios) < 1.5
+
+
+@pytest.mark.parametrize("area", [(0, 1), (0.5, 0.2), (0.5, 1.5)])
+def test_a_bad_area_is_refused(made, area):
+    with pytest.raises(ValueError, match="area"):
+        Clips(SyntheticMotion(made), 3, train=True, crop=24, area=area)
+
+
+def test_flips_mirror_half_of_the_training_clips(made):
+    plain = Clips(undirected(made), 9, train=True)
+    flipping = Clips(undirected(made), 9, train=True, flip=True)
+    flipped = 0
+    for epoch in range(4):
+        flipping.set_epoch(epoch)
+        for i in range(len(plain)):
+            clip, expected = flipping[i][0], plain[i][0]
+            if not torch.equal(clip, expected):
+                assert torch.equal(clip, expected.flip(-1))
+                flipped += 1
+    assert 0.3 < flipped / (4 * len(plain)) < 0.7
+    still = Clips(undirected(made), 9, train=False, flip=True)
+    assert torch.equal(still[0][0], plain[0][0])
+
+
+def test_a_set_that_tells_left_from_right_is_never_flipped(made):
+    with pytest.raises(ValueError, match="left from right"):
+        Clips(SyntheticMotion(made), 9, train=True, flip=True)
+
+
+def test_the_2019_preset(made):
+    assert PRESETS["2019"] == {"frames": 16, "stride": 2, "crop": 112, "inverted": True}
+    preset = PRESETS["2019"] | {"frames": 3, "crop": 32}
+    clip, _ = Clips(SyntheticMotion(made), train=False, **preset)[0]
+    usual, _ = Clips(SyntheticMotion(made), 3, 2, train=False, crop=32)[0]
+    torch.testing.assert_close(clip, -usual)
+
+
+def test_views_are_spread_over_the_video_and_the_longer_side(made):
+    data = Views(SyntheticMotion(made), 2, 2, clips=4, crops=3, crop=30)
+    views, label = data[3]
+    path, truth = data.samples[3]
+    assert label == truth
+    assert views.shape == (12, 3, 2, 30, 30)
+    pixels = torch.from_numpy(read_clip(path)).permute(3, 0, 1, 2) * (2 / 255) - 1
+    for i, start in enumerate((0, 2, 4, 6)):
+        for j, left in enumerate((0, 5, 10)):
+            expected = pixels[:, start : start + 3 : 2, 5:35, left : left + 30]
+            torch.testing.assert_close(views[3 * i + j], expected, rtol=0, atol=1e-6)
+
+
+def test_one_view_is_the_test_clip(made):
+    settings = {"resize": 36, "crop": 30}
+    (view,), _ = Views(SyntheticMotion(made), 4, clips=1, **settings)[5]
+    assert torch.equal(view, Clips(SyntheticMotion(made), 4, train=False, **settings)[5][0])
+
+
+def test_views_of_a_short_video_repeat_it(made):
+    views, _ = Views(SyntheticMotion(made), 12, clips=2)[0]
+    assert torch.equal(views[0], views[1])
+    assert torch.equal(views[0][:, :3], views[0][:, 9:])
+
+
+@pytest.mark.parametrize("settings", [{"clips": 0}, {"crops": 2, "crop": 20}, {"crops": 3}])
+def test_bad_views_are_refused(made, settings):
+    with pytest.raises(ValueError, match="expected clips >= 1, crops 1 or 3"):
+        Views(SyntheticMotion(made), 3, **settings)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_change_nothing_however_they_start(made, method):
+    settings = {"train": True, "crop": 20, "area": (0.3, 1.0), "flip": True}
+    expected = list(DataLoader(Clips(undirected(made), 4, **settings), 5))
+    for workers in (1, 2) if method == "fork" else (2,):
+        loader = DataLoader(
+            Clips(undirected(made), 4, **settings), 5, num_workers=workers, multiprocessing_context=method
+        )
+        for ours, theirs in zip(loader, expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_video_is_replaced_and_named_in_training(source, workers):
+    data = Clips(source(good=150, bad=1), 3, train=True)
+    batches = list(DataLoader(data, 16, num_workers=workers))
+    assert sum(len(labels) for _, labels in batches) == 151
+    assert [os.path.basename(name) for name in data.bad] == ["bad0.avi"]
+
+
+def test_the_log_names_it_once(source, caplog):
+    data = Clips(source(good=150, bad=1), 3, train=True)
+    with caplog.at_level(logging.WARNING):
+        clip, _ = data[0]
+        data[0]
+    assert clip.shape == (3, 3, 40, 40)
+    assert ["bad0.avi" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_than_one_percent_stop_the_run(source, workers):
+    data = Clips(source(good=150, bad=2), 3, train=True)
+    with pytest.raises(VideoError, match=r"2 of 152 videos cannot be read, more than 1%") as caught:
+        list(DataLoader(data, 16, num_workers=workers))
+    assert "bad0.avi" in str(caught.value)
+    assert "bad1.avi" in str(caught.value)
+
+
+def test_testing_replaces_nothing(source, caplog):
+    data = Clips(source(good=5, bad=2), 4, train=False)
+    with pytest.raises(VideoError, match=r"bad0\.avi"):
+        data[0]
+    model = build_model("rgb_2d", 12).eval()
+    with caplog.at_level(logging.WARNING):
+        scores = predict(model, data, batch=2)
+    assert scores.shape == (7, 12)
+    assert np.isnan(scores[:2]).all()
+    assert np.isfinite(scores[2:]).all()
+    good = Clips(SimpleNamespace(samples=data.samples[2:]), 4, train=False)
+    np.testing.assert_allclose(scores[2:], predict(model, good), rtol=1e-4, atol=1e-5)
+    assert sum("not evaluated" in record.message for record in caplog.records) == 2
+
+
+def test_scores_of_views_are_the_mean_of_their_softmax(made):
+    model, data = build_model("rgb_2d", 12).eval(), Views(SyntheticMotion(made, "test"), 4, clips=3)
+    scores = predict(model, data, batch=6)
+    with torch.no_grad():
+        expected = torch.stack([model(views).softmax(-1).mean(0) for views, _ in data])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+
+
+def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
+    data = Clips(SyntheticMotion(made), 4, train=True)
+    deadly = data.samples[3][0]
+
+    def read(path, *arguments):
+        if path == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_clip(path, *arguments)
+
+    monkeypatch.setattr(clips, "read_clip", read)
+    with pytest.raises(VideoError, match=f"{deadly.name}.* died"):
+        train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1))
