@@ -16,7 +16,7 @@ from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
 if TYPE_CHECKING:
-    from repflow.benchmark import Row
+    from repflow.files import Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,14 +125,14 @@ def _add_bench_solver(parser: argparse.ArgumentParser) -> None:
 def _bench_solver(arguments: argparse.Namespace) -> int:
     """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
     official layer of June 2019, in random order; and measure their memory."""
-    from repflow import benchmark
+    from repflow.benchmark import circumstances, solver
 
     options = _numbers(arguments, channels=1, pairs=1, size=2, iterations=1, repeats=1)
     repeats = options.pop("repeats")
-    problem = benchmark.Problem(**options, device=_device(arguments.device))
+    problem = solver.Problem(**options, device=_device(arguments.device))
     _check_writable(arguments.out)
-    rows = benchmark.time_solver(problem, repeats)
-    facts = asdict(problem) | {"repeats": repeats} | benchmark.circumstances("numba", "triton")
+    rows = solver.time_solver(problem, repeats)
+    facts = asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton")
     _hand_out(rows, facts, arguments.out)
     return 0
 
@@ -148,16 +148,16 @@ def _add_bench_tvl1(parser: argparse.ArgumentParser) -> None:
 def _bench_tvl1(arguments: argparse.Namespace) -> int:
     """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
     defaults, in random order; and measure their error against the true flow."""
-    from repflow import benchmark
+    from repflow.benchmark import circumstances, flow
 
     repeats = _numbers(arguments, repeats=1)["repeats"]
     device = _device(arguments.device)
     _check_writable(arguments.out)
-    pairs = benchmark.read_pairs(arguments.pairs) if arguments.pairs else [benchmark.made_pair()]
+    pairs = flow.read_pairs(arguments.pairs) if arguments.pairs else [flow.made_pair()]
     if not pairs:
         raise UsageError(f"--pairs {arguments.pairs}: expected subfolders with frame10.png, frame11.png, flow10.flo")
-    rows = benchmark.time_tvl1(pairs, device, repeats)
-    facts = {"device": device, "repeats": repeats} | benchmark.circumstances("numba", "triton", "cv2", "skimage")
+    rows = flow.time_tvl1(pairs, device, repeats)
+    facts = {"device": device, "repeats": repeats} | circumstances("numba", "triton", "cv2", "skimage")
     _hand_out(rows, facts, arguments.out)
     if any(row["note"] for row in rows):
         sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")
@@ -166,7 +166,7 @@ def _bench_tvl1(arguments: argparse.Namespace) -> int:
 
 def _hand_out(rows: "list[Row]", facts: "Row", out: Path | None) -> None:
     """Print a table of `rows`, and under it what is the same for all of them; write both where a file is named."""
-    from repflow.benchmark import text_table, write_csv
+    from repflow.files import text_table, write_csv
 
     if out is not None:
         write_csv(out, [row | facts for row in rows])

@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and tables as files and text."""
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+Row = dict[str, Any]  # a line of a table: text, number, or None where there is nothing to say
 
 
 @contextmanager
@@ -16,3 +20,38 @@ def beside(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target).absolute()
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         yield Path(folder)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file with column names in its first line, as texts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of the same columns, whole or not at all; floats with six digits, nothing for None."""
+    with beside(path) as folder:
+        whole = folder / path.name
+        with whole.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(rows[0])
+            writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+        whole.replace(path)
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Rows of the same columns as aligned lines: texts to the left, numbers (four digits) to the right."""
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if isinstance(value, str) else ">" for value in rows[0].values()]
+    columns = list(zip(sides, widths, strict=True))
+    return "\n".join(
+        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(line, columns, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)

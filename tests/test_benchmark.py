@@ -11,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from repflow import benchmark, tvl1
-from repflow.benchmark import PASSES, Problem, circumstances, end_point_error, made_pair, read_csv, read_pairs
+from repflow import tvl1
+from repflow.benchmark import circumstances
+from repflow.benchmark import solver as benchmark
+from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
+from repflow.benchmark.solver import PASSES, Problem
 from repflow.cli import main
+from repflow.files import read_csv, text_table
 
 TINY = ["--channels", "2", "--pairs", "2", "--size", "8", "--iterations", "3", "--repeats", "1", "--device", "cpu"]
 MACHINE = {"cpu", "cpus", "gpu", "threads", "python", "torch", "repflow", "commit", "platform", "date"}
@@ -192,7 +196,7 @@ def test_pairs_without_flow_are_passed_over(folder):
 
 def test_a_table_is_aligned():
     rows = [{"name": "a", "ms": 1.23456, "n": 5}, {"name": "long", "ms": 12345.6, "n": None}]
-    assert benchmark.text_table(rows) == "name     ms  n\na     1.235  5\nlong  12346"
+    assert text_table(rows) == "name     ms  n\na     1.235  5\nlong  12346"
 
 
 def test_circumstances_name_what_was_loaded(monkeypatch):

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from repflow.benchmark import paper_table, read_csv
+from repflow.benchmark import paper_table
 from repflow.cli import main
 from repflow.data.synthetic import SyntheticMotion
 from repflow.experiments import find_notebooks
 from repflow.experiments.collect import marked, sections
+from repflow.files import read_csv
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from repflow.benchmark import read_csv, write_csv
 from repflow.experiments.parameters import UsageError
 from repflow.figures import bars
+from repflow.files import read_csv, write_csv
 from repflow.models import list_models
 
 NOTEBOOK = "04_training_hmdb_kinetics"
