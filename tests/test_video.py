@@ -1,32 +1,51 @@
+import faulthandler
+import io
+import itertools
 import os
+import re
+import struct
+import sys
+import types
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repflow.video import VideoError, iter_frames, probe, read_clip
+from repflow import video as module
+from repflow.video import VideoError, decoders, frame_rate, iter_frames, loadvid, loadvid_frame_nums, probe, read_clip
 
 LENGTH = 30
 
 
-def write_video(path, codec="mpeg4", size=(50, 38), length=LENGTH, **options):
+def write_video(path, codec="mpeg4", size=(50, 38), length=LENGTH, times=None, container_options=None, **options):
     """A noisy picture that drifts, so no two frames are alike and B-frames pay."""
     picture = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for shift in range(length):
             frame = av.VideoFrame.from_ndarray(np.roll(picture, shift, axis=1), format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[shift], Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
-def decode_all(path):
-    with av.open(str(path)) as container:
+def written(path, codec="mpeg4", **options):
+    """`write_video`, or the test is skipped where this FFmpeg lacks the encoder."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg cannot write {codec}")
+    return write_video(path, codec, **options)
+
+
+def decode_all(source):
+    """The reference: every frame, one after the other."""
+    with av.open(source if isinstance(source, io.BytesIO) else str(source)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -40,9 +59,7 @@ VIDEOS = {
 
 @pytest.fixture(scope="module", params=VIDEOS)
 def video(request, tmp_path_factory):
-    if VIDEOS[request.param]["codec"] not in av.codecs_available:
-        pytest.skip(f"this FFmpeg cannot write {VIDEOS[request.param]['codec']}")
-    path = write_video(tmp_path_factory.mktemp("video") / request.param, **VIDEOS[request.param])
+    path = written(tmp_path_factory.mktemp("video") / request.param, **VIDEOS[request.param])
     return path, decode_all(path)
 
 
@@ -67,6 +84,120 @@ def test_iter_frames_and_probe_agree_with_read_clip(video):
     assert frames[0].flags.c_contiguous
     assert frames[0].flags.writeable
     assert probe(path) == (everything.shape[2], everything.shape[1], 25.0, LENGTH)
+
+
+# Each file's options, and the key frames that decoding may begin at; None where it has to begin at the first frame.
+SEEKABLE = {
+    "long.mp4": ({"codec": "libx264", "g": "250", "bf": "3"}, [0]),
+    "short.mp4": ({"codec": "libx264", "g": "12", "bf": "3", "sc_threshold": "0"}, [0, 12, 24, 36]),
+    "short.mov": ({"codec": "libx264", "g": "12", "bf": "0", "sc_threshold": "0"}, [0, 12, 24, 36]),
+    "short.mkv": ({"codec": "libx264", "g": "12", "bf": "2", "sc_threshold": "0"}, [0, 12, 24, 36]),
+    "uneven.mp4": (
+        {"codec": "libx264", "g": "12", "sc_threshold": "0", "times": [n * n for n in range(40)]},
+        [0, 12, 24, 36],
+    ),
+    "open.mp4": ({"codec": "libx264", "x264-params": "keyint=10:open-gop=1:bframes=3:scenecut=0"}, [0]),
+    "refresh.mkv": ({"codec": "libx264", "x264-params": "keyint=10:intra-refresh=1:bframes=0"}, [0]),
+    "vp9.webm": ({"codec": "libvpx-vp9", "g": "10", "cpu-used": "8"}, [0, 10, 20, 30]),
+    "vp8.webm": ({"codec": "libvpx", "g": "10", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}, None),
+    "mpeg4.avi": ({"codec": "mpeg4"}, None),
+    "b_frames.avi": ({"codec": "mpeg4", "bf": "2"}, None),
+    "mpeg4.mp4": ({"codec": "mpeg4"}, None),
+    "b_frames.mp4": ({"codec": "mpeg4", "bf": "2"}, None),
+    "h264.avi": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
+    "h264.ts": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
+    "bare.h264": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
+}
+
+
+@pytest.mark.parametrize("name", SEEKABLE)
+def test_any_start_equals_sequential_decoding(tmp_path, monkeypatch, name):
+    options, keys = SEEKABLE[name]
+    path = written(tmp_path / name, size=(48, 32), length=40, **options)
+    everything = decode_all(path)
+    index = module._index(path)
+    assert (list(index[1]) if index else None) == keys
+    monkeypatch.setattr(module, "_SEEK_FROM", 1)
+    encoded = path.read_bytes()
+    assert probe(path) == probe(encoded) == (48, 32, frame_rate(encoded), len(everything))
+    for start, stride in itertools.product(range(len(everything)), (1, 4, 13)):
+        wanted = everything[start::stride][:3]
+        np.testing.assert_array_equal(read_clip(path, start, len(wanted), stride), wanted)
+    for start in (1, 15, 30):
+        np.testing.assert_array_equal(read_clip(encoded, start), everything[start:])
+    with pytest.raises(VideoError, match=f"video of {len(encoded)} bytes in memory.*the video has {len(everything)};"):
+        read_clip(encoded, len(everything))
+
+
+def write_packed(path):
+    """B-frames as DivX and Xvid store them in AVI: each in one packet with the frame after it, then a blank packet."""
+    plain = write_video(path.with_suffix(".plain.avi"), length=31, bf="1", b_strategy="0")
+    with av.open(str(plain)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        first, *rest = (bytes(packet) for packet in source.demux(video=0) if packet.size)
+        pairs = ([*pair, b"\0\0\1\xb6\x50\x4f"] for pair in zip(rest[::2], rest[1::2], strict=True))
+        chunks = [b"\0\0\1\xb2DivX503b1393p" + first, *(c for a, b, blank in pairs for c in (a + b, blank))]
+        for number, chunk in enumerate(chunks):
+            packet = av.Packet(chunk)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, number == 0
+            container.mux(packet)
+    return plain
+
+
+def test_packed_b_frames_come_in_order(tmp_path, monkeypatch):
+    path = tmp_path / "packed.avi"
+    everything = decode_all(write_packed(path))
+    monkeypatch.setattr(module, "_SEEK_FROM", 1)
+    assert probe(path).frames == len(everything)
+    for start in range(len(everything)):
+        np.testing.assert_array_equal(read_clip(path, start, stride=3), everything[start::3])
+
+
+def test_where_seeking_goes_wrong_decoding_begins_anew(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.mp4", "libx264", g="5", sc_threshold="0")
+    everything = decode_all(path)
+    times, keys = module._index(path)
+    for lie in (
+        ([time + 7 * (number > 21) for number, time in enumerate(times)], keys),  # frames that are not there
+        (times[:24], keys),  # frames too few
+        ([*times, times[-1] + 512], keys),  # frames too many
+        (times, {0: keys[0], 20: keys[25]}),  # beyond the key frame
+        (times, {0: keys[0], 20: -(10**9)}),  # before the file's begin
+    ):
+        monkeypatch.setattr(module, "_index", lambda path, lie=lie: lie)
+        monkeypatch.setattr(module, "_SEEK_FROM", 1)
+        np.testing.assert_array_equal(read_clip(path, 20), everything[20:])
+
+
+def test_an_edit_list_that_hides_frames(tmp_path):
+    path = written(tmp_path / "a.mp4", "libx264", g="5", bf="0", sc_threshold="0")
+    encoded = path.read_bytes()
+    at = encoded.index(b"elst") + 12  # length, then the time in the media where the edit begins
+    (begin,) = struct.unpack(">i", encoded[at + 4 : at + 8])
+    cut = encoded[: at + 4] + struct.pack(">i", begin + 7 * 512) + encoded[at + 8 :]
+    path.write_bytes(cut)
+    everything = decode_all(path)
+    assert len(everything) < LENGTH
+    assert module._index(path) is None
+    np.testing.assert_array_equal(read_clip(cut), everything)
+
+
+# Matrices of a phone's MP4 in 16.16 fixed point, and the quarter turns clockwise they stand for.
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
+def test_turned_videos_are_set_upright(tmp_path, matrix, turns):
+    path = write_video(tmp_path / "phone.mp4", length=3)
+    everything, encoded = decode_all(path), path.read_bytes()
+    a, b, c, d = (value << 16 for value in matrix)
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = encoded.index(straight, encoded.index(b"tkhd"))
+    turned = encoded[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + encoded[at + len(straight) :]
+    upright = np.rot90(everything, -turns, axes=(1, 2))
+    clip = read_clip(turned)
+    np.testing.assert_array_equal(clip, upright)
+    assert clip.flags.c_contiguous
+    assert probe(turned)[:2] == clip.shape[2:0:-1]
+    assert loadvid(turned, num_frames=1)[1:3] == clip.shape[2:0:-1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("start", -1), ("frames", 0), ("stride", 0)])
@@ -135,6 +266,21 @@ def _changed(path, change):
     path.write_bytes(change(write_video(path).read_bytes()))
 
 
+def _cut(quarters, front=False, **options):
+    def make(path):
+        flags = {"movflags": "faststart"} if front else {}
+        data = write_video(path, size=(160, 120), container_options=flags, **options).read_bytes()
+        path.write_bytes(data[: len(data) * quarters // 4])
+
+    return make
+
+
+def _too_many(data):
+    """An MP4 whose table of samples has more of them than there are: the count, and a size for all."""
+    at = data.index(b"stsz") + 8
+    return data[:at] + struct.pack(">2i", 500, 500 * LENGTH) + data[at + 8 :]
+
+
 def _listed(path, text):
     write_video(path.with_name("other.avi"), length=3)
     path.write_text(text)
@@ -160,10 +306,30 @@ BAD = {
     "junk.avi": lambda path: _overwritten(path, "mpeg4", np.random.default_rng(0).bytes(3000)),
     "blank.avi": lambda path: _overwritten(path, "mpeg4", bytes(3000)),  # whole frames are lost, the rest decodes
     "junk.mp4": lambda path: _overwritten(path, "libx264", np.random.default_rng(0).bytes(3000)),
+    "junk.mkv": lambda path: _overwritten(path, "libx264", np.random.default_rng(0).bytes(3000)),
+    "loop.avi": lambda path: path.symlink_to(path),
+    "dangling.avi": lambda path: path.symlink_to("nowhere"),
+    "device.avi": lambda path: path.symlink_to("/dev/zero"),
+    "many_samples.mp4": lambda path: _changed(path, _too_many),
+    **{f"front_{n}.mp4": _cut(n, front=True) for n in (1, 2, 3)},
+    **{f"behind_{n}.mp4": _cut(n) for n in (1, 2, 3)},
+    **{f"cut_{n}.avi": _cut(n) for n in (1, 2, 3)},
+    **{f"cut_{n}.mkv": _cut(n) for n in (1, 2, 3)},
+    **{f"cut_{n}.webm": _cut(n, codec="libvpx-vp9") for n in (1, 2, 3)},
+    "new\nline.avi": _cut(2),
 }
 
 
+@pytest.fixture
+def time_limit():
+    """Ends the run, with a traceback, where FFmpeg hangs: a signal's handler would wait for it."""
+    faulthandler.dump_traceback_later(30, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.usefixtures("time_limit")
 def test_bad_files_raise_an_error_that_names_them(tmp_path, name, capfd):
     path = tmp_path / name
     try:
@@ -171,8 +337,12 @@ def test_bad_files_raise_an_error_that_names_them(tmp_path, name, capfd):
     except av.error.EncoderNotFoundError as error:
         pytest.skip(str(error))
     for read in (read_clip, probe):
-        with pytest.raises(VideoError, match=f"{name}.*;"):
+        with pytest.raises(VideoError, match=f"{re.escape(repr(name)[1:-1])}.*;"):
             read(path)
+    if path.is_file():
+        for read in (read_clip, probe):
+            with pytest.raises(VideoError, match=r"^video of \d+ bytes in memory.*;"):
+                read(path.read_bytes())
     assert capfd.readouterr() == ("", "")  # FFmpeg does not talk to the terminal
 
 
@@ -205,3 +375,184 @@ def test_videos_from_elsewhere(shared, name):
     everything = decode_all(path)
     assert probe(path).frames == len(everything)
     np.testing.assert_array_equal(read_clip(path, 90, 8, 9), everything[90 : 90 + 8 * 9 : 9])
+
+
+@pytest.fixture
+def ten(tmp_path):
+    path = write_video(tmp_path / "ten.mp4", size=(36, 22), length=10)
+    return path.read_bytes(), decode_all(path)
+
+
+def as_clip(pixels, like):
+    assert isinstance(pixels, bytearray)
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *like.shape[1:])
+
+
+def test_loadvid_keeps_lintels_contract(ten):
+    encoded, everything = ten
+    pixels, width, height, seconds = loadvid(encoded, should_random_seek=False, num_frames=4)
+    assert (width, height, seconds) == (36, 22, 0.0)
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[:4])
+    pixels, seconds = loadvid(encoded, width=36, height=22, num_frames=9, rng=np.random.default_rng(1))
+    start = round(seconds * 25)
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[start : start + 9])
+    pixels, *_ = loadvid(encoded, num_frames=24)
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[np.arange(24) % 10])
+
+
+def starts(encoded, draws, **options):
+    return [round(loadvid(encoded, num_frames=8, **options)[-1] * 25) for _ in range(draws)]
+
+
+def test_starts_are_uniform_and_take_a_seed(ten):
+    encoded, _ = ten
+    drawn = starts(encoded, 300, rng=np.random.default_rng(0))
+    assert drawn == starts(encoded, 300, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3), [100, 100, 100], atol=30)
+    torch.manual_seed(3)
+    drawn = starts(encoded, 20)
+    torch.manual_seed(3)
+    assert drawn == starts(encoded, 20)
+    assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("should_seek", [False, True])
+def test_loadvid_frame_nums_takes_any_frames(ten, should_seek):
+    encoded, everything = ten
+    numbers = [7, 0, 3, 3, 9]
+    pixels, width, height = loadvid_frame_nums(encoded, frame_nums=numbers, should_seek=should_seek)
+    assert (width, height) == (36, 22)
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[numbers])
+    assert loadvid_frame_nums(encoded, frame_nums=np.array(numbers), width=36, height=22) == pixels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"width": 36}, r"must be the video's, \(36, 22\), or 0, got \(36, 0\)"),
+        ({"width": 112, "height": 112}, r"must be the video's, \(36, 22\), or 0, got \(112, 112\)"),
+        ({"backend": "opencv"}, "backend must be one of pyav, lintel, torchcodec, got 'opencv'"),
+    ],
+)
+def test_impossible_requests_are_named(ten, options, message):
+    with pytest.raises(ValueError, match=message):
+        loadvid(ten[0], **options)
+
+
+def test_frame_numbers_out_of_range(ten):
+    for numbers in ([], [-1, 2]):
+        with pytest.raises(ValueError, match="one or more numbers from 0 on"):
+            loadvid_frame_nums(ten[0], frame_nums=numbers)
+    with pytest.raises(VideoError, match="at least 11 frames, the video has 10"):
+        loadvid_frame_nums(ten[0], frame_nums=[0, 10])
+
+
+def decoder_named_lintel():
+    """A stand-in with lintel's faults: off by one without should_seek, and no check of anything."""
+    lintel = types.ModuleType("lintel")
+    lintel.calls = 0
+
+    def loadvid_frame_nums(encoded_video, *, frame_nums, width=0, height=0, should_seek=False):
+        lintel.calls += 1
+        frames = decode_all(io.BytesIO(encoded_video))
+        assert frames.shape[1:3] == (height, width)  # lintel aborts
+        return bytearray(frames[np.array(frame_nums) + (0 if should_seek else 1)])
+
+    lintel.loadvid_frame_nums, lintel.loadvid = loadvid_frame_nums, lambda encoded_video, **options: None
+    return lintel
+
+
+def test_lintel_reads_the_same_frames(ten, monkeypatch):
+    encoded, everything = ten
+    monkeypatch.setitem(sys.modules, "lintel", decoder_named_lintel())
+    for options in ({"num_frames": 24}, {"num_frames": 4, "should_random_seek": False}, {"num_frames": 6}):
+        with_lintel, with_pyav = (
+            loadvid(encoded, backend=backend, rng=np.random.default_rng(2), **options) for backend in ("lintel", "pyav")
+        )
+        assert with_lintel == with_pyav
+    pixels = loadvid_frame_nums(encoded, frame_nums=[5, 2], width=36, height=22, backend="lintel")
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[[5, 2]])
+
+
+def test_lintel_never_sees_what_it_gets_wrong(ten, tmp_path, monkeypatch):
+    lintel = decoder_named_lintel()
+    monkeypatch.setitem(sys.modules, "lintel", lintel)
+    cut = write_video(tmp_path / "cut.avi", size=(160, 120)).read_bytes()[:-5000]
+    write_packed(tmp_path / "packed.avi")
+    packed = (tmp_path / "packed.avi").read_bytes()
+    uneven = write_video(tmp_path / "uneven.mp4", times=[n * n for n in range(LENGTH)]).read_bytes()
+    for encoded, message in (
+        (b"", "readable video"),
+        (b"text" * 999, "readable video"),
+        (cut, "readable video"),
+        (packed, "without even time stamps"),
+        (uneven, "without even time stamps"),
+    ):
+        with pytest.raises(VideoError, match=message):
+            loadvid_frame_nums(encoded, frame_nums=[1], backend="lintel")
+    with pytest.raises(VideoError, match="the video has 10"):
+        loadvid_frame_nums(ten[0], frame_nums=[10], backend="lintel")
+    assert lintel.calls == 0
+
+
+def test_the_wrong_lintel_or_none_is_refused(ten, monkeypatch):
+    for found, message in ((types.ModuleType("lintel"), "<module 'lintel'>"), (None, "no such package")):
+        monkeypatch.setitem(sys.modules, "lintel", found)
+        with pytest.raises(ImportError, match=f"found {message}; conda-forge has it .* PyPI's lintel is a docstring"):
+            loadvid(ten[0], backend="lintel")
+
+
+def test_torchcodec_by_its_interface(ten, monkeypatch):
+    encoded, everything = ten
+
+    class VideoDecoder:
+        def __init__(self, source, *, dimension_order, num_ffmpeg_threads):
+            assert (dimension_order, num_ffmpeg_threads) == ("NHWC", 1)
+            self.frames = torch.from_numpy(decode_all(io.BytesIO(source)))
+
+        def get_frames_at(self, indices):
+            return types.SimpleNamespace(data=self.frames[indices])
+
+    def no_ffmpeg(*args, **options):
+        raise RuntimeError("Could not load libtorchcodec.\nLikely causes: ...")
+
+    stand_in = types.ModuleType("torchcodec.decoders")
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", stand_in)
+    stand_in.VideoDecoder = VideoDecoder
+    pixels, *_ = loadvid_frame_nums(encoded, frame_nums=[8, 2], backend="torchcodec")
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[[8, 2]])
+    stand_in.VideoDecoder = no_ffmpeg
+    with pytest.raises(
+        ImportError, match=r"\(Could not load libtorchcodec.\); install it with pip install torchcodec, and"
+    ):
+        loadvid(encoded, backend="torchcodec")
+
+
+def test_decoders_are_tried(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lintel", decoder_named_lintel())
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    pyav, lintel, torchcodec = decoders()
+    assert pyav == ("pyav", True, f"decodes; version {av.__version__}")
+    assert lintel == ("lintel", True, "decodes; version unknown")
+    assert torchcodec[:2] == ("torchcodec", False)
+    assert "pip install torchcodec" in torchcodec[2]
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4", "a.mov"])
+@pytest.mark.parametrize("lie", [(0, 0), (4000, 3000), (-5, 7)])
+def test_a_wrong_size_in_the_header_changes_nothing(tmp_path, name, lie):
+    path = write_video(tmp_path / name, size=(48, 32), length=6)
+    form = "<2i" if name == "a.avi" else ">2h"
+    honest, lying = (struct.pack(form, *size) for size in ((48, 32), lie))
+    encoded = path.read_bytes()
+    assert honest in encoded
+    np.testing.assert_array_equal(read_clip(encoded.replace(honest, lying)), decode_all(path))
+
+
+def test_a_wrong_number_of_frames_in_the_header_changes_nothing(tmp_path):
+    encoded = write_video(tmp_path / "a.avi").read_bytes()
+    at = encoded.index(b"avih") + 8 + 16
+    assert struct.unpack("<i", encoded[at : at + 4]) == (LENGTH,)
+    assert probe(encoded[:at] + struct.pack("<i", 7) + encoded[at + 4 :]).frames == LENGTH
