@@ -5,9 +5,10 @@ from pathlib import Path
 
 from repflow.data.clips import PRESETS, Clips, Views
 from repflow.data.hmdb51 import HMDB51
+from repflow.data.kinetics import Kinetics
 from repflow.data.synthetic import SyntheticMotion
 
-__all__ = ["HMDB51", "PRESETS", "Clips", "SyntheticMotion", "Views", "default_folder"]
+__all__ = ["HMDB51", "PRESETS", "Clips", "Kinetics", "SyntheticMotion", "Views", "default_folder"]
 
 
 def default_folder() -> Path:

@@ -4,21 +4,28 @@ Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV
 """
 
 import os
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from repflow.data.lists import ENDINGS, Listed, official_classes, read_lines, scan
+
 TAGS = {"train": 1, "test": 2, "unused": 0}
+_COUNTS = {"train": 3570, "test": 1530}  # of all 51 classes, in each of the three folds
 
 
-class HMDB51:
+class HMDB51(Listed):
     """One subset of one fold: the videos <class>/<name>.avi under `root`, as the split files list them.
 
     The split files <class>_test_split<fold>.txt lie in `root` or in `root`/testTrainMulti_7030_splits. Their lines are
-    "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do.
+    "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do. Where name.avi is
+    not there, a copy of the same stem that ends in .mp4, .mkv or .webm is taken. Class folders may be links.
 
-    classes: sorted class names (only those named in the argument `classes`, where given), a label being an index into
-    them; samples: (path, label), by class, then in the order of the split file. Raises FileNotFoundError for a missing
-    root, split file or video, ValueError for a bad line or an unknown class.
+    classes: sorted class names (only those named in the argument `classes`, where given); samples: by class, then in
+    the order of the split file; expected, missing and quarantined as in Listed. Raises FileNotFoundError for a missing
+    root or split file, and for missing videos unless `missing_ok`; ValueError for a bad line, an unknown class or a
+    video that is a link out of the root. Warns where the split files of all 51 classes do not name the official number
+    of videos.
     """
 
     def __init__(
@@ -27,50 +34,66 @@ class HMDB51:
         fold: int = 1,
         subset: str = "train",
         classes: Collection[str] | None = None,
+        *,
+        missing_ok: bool = False,
     ) -> None:
         if subset not in TAGS:
             raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
-        root, ending = Path(root), f"_test_split{fold}.txt"
-        if not root.is_dir():
-            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
-        folders = (root, root / "testTrainMulti_7030_splits")
-        # [!.]: a class named ".." would leave the root, and "._wave" is what macOS puts beside "wave"
-        splits = {file.name.removesuffix(ending): file for folder in folders for file in folder.glob(f"[!.]*{ending}")}
-        if not splits:
-            raise FileNotFoundError(
-                f"{str(root)!r}: no *{ending} there or in {folders[1].name}; unpack the split files"
-            )
+        root = Path(root)
+        splits = _find_splits(root, fold)
         if unknown := sorted(set(classes or ()) - set(splits)):
             raise ValueError(f"{str(root)!r}: no class {', '.join(unknown)}; there are {', '.join(sorted(splits))}")
-        self.classes: list[str] = sorted(splits if classes is None else classes)
-        self.samples: list[tuple[Path, int]] = [
-            (root / name / video, label)
-            for label, name in enumerate(self.classes)
-            for video, tag in _read_split(splits[name])
-            if tag == TAGS[subset]
-        ]
-        missing = [str(path) for path, _ in self.samples if not path.is_file()]
-        if missing:
+        self.classes = sorted(splits if classes is None else set(classes))
+        self._take(root, _find_videos(root, {name: splits[name] for name in self.classes}, TAGS[subset]))
+        if self.missing and not missing_ok:
             raise FileNotFoundError(
-                f"{str(root)!r}: {len(missing)} of {len(self.samples)} listed videos are missing, first "
-                f"{missing[:3]}; unpack every class's archive into a folder of its name"
+                f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
+                f"{self.missing[:3]}; unpack every class's archive into a folder of its name"
+            )
+        count = _COUNTS.get(subset, self.expected)
+        if len(self.classes) == 51 and self.expected != count and self.classes == official_classes("hmdb51"):
+            warnings.warn(
+                f"{str(root)!r}: expected {count} videos in the split files of fold {fold}, {subset}, got "
+                f"{self.expected}; results will not compare with others'; unpack the official split files again",
+                stacklevel=2,
             )
 
-    def __len__(self) -> int:
-        return len(self.samples)
+
+def _find_splits(root: Path, fold: int) -> dict[str, Path]:
+    """Split file by class."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+    folders, ending = (root, root / "testTrainMulti_7030_splits"), f"_test_split{fold}.txt"
+    # [!.]: a class named ".." would leave the root, and "._wave" is what macOS puts beside "wave"
+    splits = {file.name.removesuffix(ending): file for folder in folders for file in folder.glob(f"[!.]*{ending}")}
+    if not splits:
+        raise FileNotFoundError(f"{str(root)!r}: no *{ending} there or in {folders[1].name}; unpack the split files")
+    return splits
 
 
-def _read_split(path: Path) -> Iterator[tuple[str, int]]:
-    # surrogateescape: a name in any encoding still meets its file; utf-8-sig: editors leave a byte-order mark
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        match line.strip().rsplit(maxsplit=1):
+def _find_videos(root: Path, splits: dict[str, Path], tag: int) -> Iterator[tuple[str, os.DirEntry[str] | None, int]]:
+    for label, (name, split) in enumerate(splits.items()):
+        files = {entry.name: entry for entry in scan(root / name) if entry.is_file()}
+        for video, found in _read_split(split).items():
+            if found == tag:
+                copies = (video, *(Path(video).stem + ending for ending in ENDINGS))
+                yield f"{name}/{video}", next((files[copy] for copy in copies if copy in files), None), label
+
+
+def _read_split(path: Path) -> dict[str, int]:
+    """Tag by video. A line may be repeated, not contradicted."""
+    tags: dict[str, int] = {}
+    for number, line in read_lines(path):
+        match line.rsplit(maxsplit=1):
             case [name, ("0" | "1" | "2") as tag] if not {"/", "\\", "\0"} & set(name) and name not in (".", ".."):
-                yield name, int(tag)
+                if tags.setdefault(name, int(tag)) != int(tag):
+                    raise ValueError(
+                        f"{str(path)!r}, line {number}: expected one tag a video, got {tag} for {name!r}, which had "
+                        f"{tags[name]} above; remove one of the lines"
+                    )
             case _:
                 raise ValueError(
                     f"{str(path)!r}, line {number}: expected 'name.avi tag' with a plain file name and "
-                    f"tag 1 (train), 2 (test) or 0 (unused), got {line.strip()!r}; mend the line"
+                    f"tag 1 (train), 2 (test) or 0 (unused), got {line!r}; mend the line"
                 )
+    return tags

@@ -1,0 +1,323 @@
+"""HMDB51's layout in miniature: the reader, the quarantine, and the official archives."""
+
+import io
+import os
+import shutil
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+
+import pytest
+
+from repflow.data import Clips
+from repflow.data.hmdb51 import HMDB51
+from repflow.data.lists import official_classes, read_quarantine
+from repflow.data.unpack import unpack_hmdb51
+
+SPLITS = "testTrainMulti_7030_splits"
+TOOLS = ("bsdtar", "unar", "unrar", "7zz", "7z")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes; training: 2 + 1 videos, testing: 1 + 1, all empty."""
+    lists = {"wave": "a.avi 1\nb #1&(2).avi 1\nc.avi 2\nd.avi 0\n", "brush_hair": "a.avi 2\n#b.avi 1\n"}
+    (tmp_path / "set" / SPLITS).mkdir(parents=True)
+    for name, text in lists.items():
+        (tmp_path / "set" / name).mkdir()
+        for line in text.splitlines():
+            (tmp_path / "set" / name / line[:-2]).touch()
+        (tmp_path / "set" / SPLITS / f"{name}_test_split1.txt").write_text(text)
+    return tmp_path / "set"
+
+
+def names(data):
+    return [(f"{path.parent.name}/{path.name}", label) for path, label in data.samples]
+
+
+def test_real_videos_become_clips(root, shared):
+    shutil.copy(shared / "videos" / "test.avi", root / "brush_hair" / "#b.avi")
+    (root / "wave" / "a.avi").unlink()
+    shutil.copy(shared / "videos" / "test.mp4", root / "wave" / "a.mp4")
+    clips = Clips(HMDB51(root), frames=2, train=False, resize=32, crop=32)
+    assert [(clips[i][0].shape, clips[i][1]) for i in (0, 1)] == [((3, 2, 32, 32), 0), ((3, 2, 32, 32), 1)]
+
+
+def test_the_official_classes():
+    classes = official_classes("hmdb51")
+    assert len(classes) == 51
+    assert classes == sorted(set(classes))
+    assert (classes[0], classes[-1]) == ("brush_hair", "wave")
+
+
+def test_missing_videos_are_an_error_or_a_list(root):
+    for name in ("wave/a.avi", "brush_hair/#b.avi"):
+        (root / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 listed videos are missing, first \['brush_hair/#b.avi', 'wav"):
+        HMDB51(root)
+    data = HMDB51(root, missing_ok=True)
+    assert (data.missing, data.expected, data.quarantined) == (["brush_hair/#b.avi", "wave/a.avi"], 3, [])
+    assert names(data) == [("wave/b #1&(2).avi", 1)]
+    assert (HMDB51(root, subset="test").missing, HMDB51(root, subset="test").expected) == ([], 2)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm"])
+def test_a_copy_in_another_container_stands_in(root, ending):
+    (root / "wave" / "a.avi").rename(root / "wave" / f"a{ending}")
+    (root / "wave" / f"b #1&(2){ending}").touch()
+    assert names(HMDB51(root))[1:] == [(f"wave/a{ending}", 1), ("wave/b #1&(2).avi", 1)]
+
+
+def test_quarantined_videos_are_left_out(root):
+    (root / "wave" / "a.avi").rename(root / "wave" / "a.mp4")
+    text = "# unreadable\r\n\r\n wave/a.mp4 \r\nbrush_hair/a.avi\nwave/#not there\n"
+    (root / "quarantine.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    data = HMDB51(root)
+    assert (data.quarantined, data.missing, data.expected) == (["wave/a.mp4"], [], 3)
+    assert names(data) == [("brush_hair/#b.avi", 0), ("wave/b #1&(2).avi", 1)]
+    assert read_quarantine(root) == {root / name for name in ("wave/a.mp4", "brush_hair/a.avi", "wave/#not there")}
+    assert HMDB51(root, subset="test").quarantined == ["brush_hair/a.avi"]
+    assert read_quarantine(root / "wave") == set()
+
+
+@pytest.mark.parametrize("line", ["../other/a.avi", "/a.avi", "wave\\a.avi", "wave/../../a.avi", "wave/a\0.avi"])
+def test_a_quarantine_stays_inside(root, line):
+    (root / "quarantine.txt").write_text(f"# one\n\n{line}\n")
+    with pytest.raises(ValueError, match=r"quarantine.txt', line 3: expected a path relative"):
+        HMDB51(root)
+
+
+def test_repeated_lines_count_once_and_contradictions_do_not_pass(root):
+    split = root / SPLITS / "wave_test_split1.txt"
+    split.write_text("a.avi 1\nc.avi 2\n\na.avi 1\n")
+    assert names(HMDB51(root, classes=["wave", "wave"])) == [("wave/a.avi", 0)]
+    assert HMDB51(root, classes=["wave", "wave"]).classes == ["wave"]
+    split.write_text("a.avi 1\nc.avi 2\n\na.avi 2\n")
+    with pytest.raises(ValueError, match=r"line 4: expected one tag a video, got 2 for 'a.avi', which had 1"):
+        HMDB51(root)
+
+
+def test_utf_16_is_named(root):
+    (root / SPLITS / "wave_test_split1.txt").write_text("a.avi 1\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"line 1: expected UTF-8 text, got UTF-16; save"):
+        HMDB51(root)
+
+
+def test_links_may_lead_out_by_folders_only(root, tmp_path):
+    (tmp_path / "out").mkdir()
+    (root / "wave").rename(tmp_path / "out" / "wave")
+    (root / "wave").symlink_to(tmp_path / "out" / "wave")
+    before = names(HMDB51(root))
+    assert len(before) == 3
+    (root / "wave" / "a.avi").rename(root / "wave" / "other")
+    (root / "wave" / "a.avi").symlink_to("other")
+    assert names(HMDB51(root)) == before
+    (root / "wave" / "other").rename(tmp_path / "out" / "other")
+    assert HMDB51(root, missing_ok=True).missing == ["wave/a.avi"]
+    (root / "wave" / "a.avi").unlink()
+    (root / "wave" / "a.avi").symlink_to(tmp_path / "out" / "other")
+    with pytest.raises(ValueError, match=r"wave/a.avi': expected a video under .* link to .*other' outside"):
+        HMDB51(root)
+    assert len(HMDB51(root, classes=["brush_hair"])) == 1
+
+
+def test_other_counts_than_the_official_ones_are_told(tmp_path):
+    for name in official_classes("hmdb51"):
+        lines = [f"{i}.avi {1 if i < 70 else 2 if i < 100 else 0}\n" for i in range(110)]
+        (tmp_path / f"{name}_test_split2.txt").write_text("".join(lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert HMDB51(tmp_path, 2, missing_ok=True).expected == 3570
+        assert HMDB51(tmp_path, 2, "test", missing_ok=True).expected == 1530
+        assert HMDB51(tmp_path, 2, "unused", missing_ok=True).expected == 510
+        (tmp_path / "wave_test_split2.txt").write_text("1.avi 1\n")
+        assert HMDB51(tmp_path, 2, classes=["wave", "turn"], missing_ok=True).expected == 71
+        assert HMDB51(tmp_path, 2, "unused", missing_ok=True).expected == 500
+    with pytest.warns(UserWarning, match="expected 3570 videos in the split files of fold 2, train, got 3501"):
+        HMDB51(tmp_path, 2, missing_ok=True)
+
+
+# The archives
+
+
+def rar(files, link=None):
+    """A RAR 2.9 archive, nothing compressed; `link`: the name of a symbolic link in it."""
+
+    def block(kind, flags, body, data=b""):
+        head = struct.pack("<BHH", kind, flags, 7 + len(body)) + body
+        return struct.pack("<H", zlib.crc32(head) & 0xFFFF) + head + data
+
+    entries = [(name, data, 0o100644) for name, data in files.items()] + ([(link, b"elsewhere", 0o120777)] * bool(link))
+    content = b"Rar!\x1a\x07\0" + block(0x73, 0, bytes(6))
+    for name, data, mode in entries:
+        name, size = name.replace("/", "\\").encode(), len(data)
+        head = struct.pack("<IIBIIBBHI", size, size, 3, zlib.crc32(data), 1 << 21, 20, 0x30, len(name), mode)
+        content += block(0x74, 0x8000, head + name, data)
+    return content + block(0x7B, 0x4000, b"")
+
+
+def zipped(files, link=None):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        if link:
+            info = zipfile.ZipInfo(link)
+            info.create_system, info.external_attr = 3, 0o120777 << 16
+            archive.writestr(info, "elsewhere")
+    return content.getvalue()
+
+
+# Stands in for a program: reads its lines from the archive itself, "name<tab>type<tab>content".
+STAND_IN = """#!{python}
+import json, pathlib, sys
+name, (*flags, archive) = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+entries = [line.split("\\t") for line in open(archive).read().splitlines()]
+if entries[0][0] == "broken for " + name:
+    sys.exit(name + " cannot")
+entries = [entry for entry in entries if len(entry) == 3]
+if name == "lsar":
+    print(json.dumps({{"lsarContents": [
+        {{"XADFileName": n}} | ({{"XADIsLink": 1}} if t == "l" else {{}}) for n, t, _ in entries]}}))
+elif "-tf" in flags:
+    print(*(n for n, _, _ in entries), sep="\\n")
+elif "-tvf" in flags:
+    print(*(t + "rw-r--r-- " + n for n, t, _ in entries), sep="\\n")
+elif "lt" in flags:
+    kinds = {{"-": "File", "d": "Directory", "l": "Unix symbolic link"}}
+    print(*(f"        Name: {{n}}\\n        Type: {{kinds[t]}}\\n        Size: 3\\n" for n, t, _ in entries), sep="\\n")
+elif "-slt" in flags:
+    links = {{"-": "", "d": "", "l": "there"}}
+    print(*(f"Path = {{n}}\\nSize = 3\\nSymbolic Link = {{links[t]}}\\n" for n, t, _ in entries), sep="\\n")
+else:
+    for n, t, content in entries:
+        path = pathlib.Path(n)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content == "link after all":
+            path.symlink_to("/")
+        else:
+            path.write_text(content.replace("|", "\\n").replace(";", "\\t"))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Puts programs of these names, and no others, into the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def add(*names):
+        for name in names + (("lsar",) if "unar" in names else ()):
+            (folder / name).write_text(STAND_IN.format(python=sys.executable))
+            (folder / name).chmod(0o755)
+
+    return add
+
+
+@pytest.fixture
+def official(tmp_path):
+    """The official archives in miniature, as the stand-ins read them."""
+    root = tmp_path / "hmdb"
+    root.mkdir()
+    inner = [f"{name}.rar\t-\t{name}/#1 (2).avi;-;{name}" for name in ("jump", "wave")]
+    (root / "hmdb51_org.rar").write_text("\n".join(inner))
+    splits = [f"{SPLITS}/{name}_test_split1.txt\t-\t#1 (2).avi 1" for name in ("jump", "wave")]
+    (root / "test_train_splits.rar").write_text("\n".join(splits))
+    return root
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_official_archives_unpack_with_any_program(official, stand_in, tool):
+    stand_in(tool)
+    assert unpack_hmdb51(official) == [SPLITS, "jump", "wave"]
+    assert names(HMDB51(official)) == [("jump/#1 (2).avi", 0), ("wave/#1 (2).avi", 1)]
+    assert (official / "wave" / "#1 (2).avi").read_text() == "wave"
+    kept = {"hmdb51_org.rar", "test_train_splits.rar", SPLITS, "jump", "wave"}
+    assert set(os.listdir(official)) == kept
+
+
+def test_what_is_there_is_never_touched(official, stand_in):
+    stand_in("bsdtar")
+    (official / "wave").mkdir()
+    (official / "wave" / "mine").write_text("precious")
+    (official / "run.rar").write_text("wave/other.avi\t-\tx\nwalk/other.avi\t-\tx")
+    assert unpack_hmdb51(official) == ["walk", SPLITS, "jump"]
+    assert [path.name for path in (official / "wave").iterdir()] == ["mine"]
+    (official / "jump.rar").write_text("broken for bsdtar")
+    assert unpack_hmdb51(official) == []
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "../evil\t-\tx",
+        "/evil\t-\tx",
+        "wave/../../evil\t-\tx",
+        "..\\evil\t-\tx",
+        "C:\\evil\t-\tx",
+        "wave/evil\tl\tx",
+        "wave/evil\t-\tlink after all",
+    ],
+)
+def test_archives_that_lead_out_are_refused(tmp_path, stand_in, tool, entry):
+    stand_in(tool)
+    (tmp_path / "hmdb").mkdir()
+    (tmp_path / "hmdb" / "wave.rar").write_text(f"wave/a.avi\t-\tx\n{entry}")
+    with pytest.raises(ValueError, match=r"wave.rar': expected plain files under .*evil"):
+        unpack_hmdb51(tmp_path / "hmdb")
+    assert os.listdir(tmp_path / "hmdb") == ["wave.rar"]
+
+
+def test_another_program_is_tried(official, stand_in):
+    stand_in("bsdtar", "unar")
+    (official / "run.rar").write_text("broken for bsdtar\nrun/a.avi\t-\tx")
+    assert "run" in unpack_hmdb51(official)
+    (official / "turn.rar").write_text("broken for bsdtar")
+    with pytest.raises(OSError, match=r"turn.rar': no program .*\(bsdtar said: bsdtar cannot; .*apt-get install"):
+        unpack_hmdb51(official)
+
+
+def test_unpacking_says_what_it_needs(official, stand_in, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"bsdtar, unar, unrar, 7zz, 7z .* apt-get install libarchive-tools"):
+        unpack_hmdb51(official)
+    with pytest.raises(FileNotFoundError, match=r"bin': expected HMDB51's .rar files"):
+        unpack_hmdb51(tmp_path / "bin")
+    stand_in("7zz")
+    (official / "run.rar").write_text("loose.avi\t-\tx")
+    with pytest.raises(ValueError, match=r"run.rar': expected folders in it, got the files \['loose.avi'\]"):
+        unpack_hmdb51(official)
+
+
+@pytest.mark.parametrize("pack", [rar, zipped])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_real_programs_unpack_real_archives(tool, pack, tmp_path, monkeypatch):
+    """Programs know an archive by its content: a ZIP file passes through the same code, also where RAR is left out."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} here")
+    if "zip" in pack.__name__ and tool == "unrar":
+        pytest.skip("unrar reads RAR files only")
+    (tmp_path / "bin").mkdir()
+    for name in (tool, "lsar") if tool == "unar" else (tool,):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    root = tmp_path / "hmdb"
+    root.mkdir()
+    (root / "hmdb51_org.rar").write_bytes(
+        pack({"wave.rar": pack({"wave/a #1&(2).avi": b"1", "wave/b.avi": b"2" * 99})})
+    )
+    try:
+        assert unpack_hmdb51(root) == ["wave"]
+    except OSError as error:
+        assert (pack, tool[:2]) == (rar, "7z")
+        pytest.skip(f"{tool} was built without RAR: {error}")
+    assert (root / "wave" / "a #1&(2).avi").read_bytes() == b"1"
+    assert (root / "wave" / "b.avi").read_bytes() == b"2" * 99
+    for bad in (pack({"run/a": b"1", "../evil": b"2"}), pack({"/evil": b"2"}), pack({"run/a": b"1"}, link="run/evil")):
+        (root / "run.rar").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"run.rar': expected plain files under .*evil"):
+            unpack_hmdb51(root)
+    assert set(os.listdir(root)) == {"hmdb51_org.rar", "run.rar", "wave"}
