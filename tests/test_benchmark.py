@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import circumstances
+from repflow.benchmark import circumstances, video
 from repflow.benchmark import solver as benchmark
 from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
 from repflow.benchmark.solver import PASSES, Problem
 from repflow.cli import main
+from repflow.data import SyntheticMotion
 from repflow.files import read_csv, text_table
+from repflow.video import read_clip
 
 TINY = ["--channels", "2", "--pairs", "2", "--size", "8", "--iterations", "3", "--repeats", "1", "--device", "cpu"]
 MACHINE = {"cpu", "cpus", "gpu", "threads", "python", "torch", "repflow", "commit", "platform", "date"}
@@ -187,7 +189,7 @@ def test_a_damaged_flow_file_is_one_line(folder, damage, capsys):
     assert main(["bench", "tvl1", "--pairs", str(folder)]) == 1
     stdout, stderr = capsys.readouterr()
     assert (stdout, stderr.count("\n")) == ("", 1)
-    assert "flow10.flo is no .flo file" in stderr
+    assert "flow10.flo': expected a .flo file" in stderr
 
 
 def test_pairs_without_flow_are_passed_over(folder):
@@ -251,3 +253,36 @@ def test_ctrl_c_leaves_no_file(tmp_path, phase, repeats):
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_readers_of_clips(tmp_path):
+    SyntheticMotion.make(tmp_path / "set", train=1, test=0, unused=0, size=48, frames=40)
+    path = next(tmp_path.glob("set/left/*.avi"))
+    code, rows = run("video", path, "--clips", "2", "--repeats", "1", "--out", tmp_path / "video.csv")
+    assert code == 0
+    assert {(row["reader"], row["workers"]) for row in rows} >= {
+        (name, workers) for name in ("repflow", "PyAV, to_ndarray", "OpenCV") for workers in "12"
+    }
+    for row in rows:
+        if row["note"]:
+            assert (row["reader"], row["clips_per_s"]) == ("torchcodec", "")
+        else:
+            assert float(row["clips_per_s"]) == pytest.approx(2 / float(row["median_s"]), rel=1e-4)
+    assert [row["speedup_plain"] for row in rows if row["reader"] == "PyAV, to_ndarray"] == ["1", "1"]
+
+
+@pytest.mark.parametrize("read", [video._plain, video._opencv])
+def test_all_readers_read_the_same_frames(tmp_path, read):
+    SyntheticMotion.make(tmp_path / "set", train=1, test=0, unused=0, size=48, frames=40)
+    path = str(next(tmp_path.glob("set/left/*.avi")))
+    ours, theirs = read_clip(path, 7, 5), read(path, 7, 5)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs).mean() < 2  # they convert colours each in their way
+    assert np.abs(ours[1:].astype(int) - theirs[:-1]).mean() > 4
+
+
+def test_a_video_too_short_for_the_readers(tmp_path, capsys):
+    SyntheticMotion.make(tmp_path / "set", train=1, test=0, unused=0, size=48, frames=9)
+    path = next(tmp_path.glob("set/left/*.avi"))
+    assert main(["bench", "video", str(path)]) == 1
+    assert "at least 32 frames, got 9" in capsys.readouterr().err

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from repflow.benchmark import statistics, time_in_turn
 from repflow.benchmark.solver import engines
+from repflow.data.flow import read_flo
 from repflow.files import Row
 from repflow.tvl1 import grey, tvl1
 
-_FLO_MAGIC = np.float32(202021.25)
 _UNKNOWN = 1e9  # Middlebury's files have larger numbers where the flow is not known
 
 
@@ -117,8 +117,7 @@ def _read_pair(file: Path) -> Pair:
 
     images = (Image.open(file.with_name(f"frame{number}.png")) for number in (10, 11))
     first, second = (np.array(image.convert("L")) for image in images)
-    raw = np.fromfile(file, np.float32)
-    W, H = raw[1:3].view(np.int32) if raw.size > 3 and raw[0] == _FLO_MAGIC else (0, 0)
-    if raw.size != 3 + 2 * W * H or not first.shape == second.shape == (H, W):
-        raise OSError(f"{file} is no .flo file of the size of the frames beside it")
-    return Pair(file.parent.name, first, second, raw[3:].reshape(H, W, 2).transpose(2, 0, 1))
+    flow = read_flo(file)
+    if not first.shape == second.shape == flow.shape[1:]:
+        raise OSError(f"{file}: expected flow of the size of the frames beside it; fetch all three again")
+    return Pair(file.parent.name, first, second, flow)

@@ -1,0 +1,152 @@
+"""Speed of reading random clips from videos, by this package and others."""
+
+import os
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import resize
+from tqdm.auto import tqdm
+
+from repflow.benchmark import statistics, time_in_turn
+from repflow.files import Row
+from repflow.video import VideoError, probe, read_clip
+
+Reader = Callable[[str, int, int], np.ndarray]  # file, first frame, number of frames -> uint8 (T, H, W, 3) RGB
+SIDE = 112  # pixels of the clips that are handed out
+PLAIN = "PyAV, to_ndarray"
+
+
+def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, frames: int = 32) -> list[Row]:
+    """Clips a second of `frames` frames at random starts, resized to 112 x 112, by 1 and by 2 DataLoader workers.
+
+    videos: files by the name they are to have in the table. Each round reads the same `clips` clips of a video by every
+    reader, in random order. A row has the seconds of a round (median, interquartile range, minimum), clips_per_s by
+    the median, and how many times as fast as plain PyAV that is; or a note that a reader is not there.
+    """
+    rows = []
+    for name, path in tqdm(videos.items(), desc="videos", leave=False):
+        clips_of = partial(RandomClips, os.fspath(path), frames=frames, clips=clips)
+        clips_of(read_clip)  # refuses a file that is too short or damaged
+        readers, missing = _readers(os.fspath(path), frames)
+        for workers in (1, 2):
+            loaders = {
+                reader: DataLoader(
+                    clips_of(read),
+                    batch_size=None,
+                    num_workers=workers,
+                    persistent_workers=True,
+                )
+                for reader, read in readers.items()
+            }
+            seconds = time_in_turn({reader: partial(_read_all, loader) for reader, loader in loaders.items()}, repeats)
+            head: Row = {"video": name, "workers": workers}
+            for reader, times in seconds.items():
+                rate = clips / float(np.median(times))
+                ratio = float(np.median(seconds[PLAIN])) / float(np.median(times))
+                rows.append(
+                    head
+                    | {"reader": reader, "clips_per_s": rate, "speedup_plain": ratio}
+                    | statistics(times, "s")
+                    | {"note": ""}
+                )
+            columns = [column for column in rows[-1] if column not in ("video", "workers", "reader", "note")]
+            rows += [head | {"reader": r} | dict.fromkeys(columns) | {"note": "not installed"} for r in missing]
+    return rows
+
+
+class RandomClips(Dataset[Tensor]):
+    """So many clips of one video; clip i begins at a frame that depends on i alone."""
+
+    def __init__(self, path: str, read: Reader, frames: int, clips: int) -> None:
+        self.path, self.read, self.frames = path, read, frames
+        latest = probe(path).frames - frames
+        if latest < 0:
+            raise VideoError(f"{path!r}: expected at least {frames} frames, got {latest + frames}; take a longer video")
+        self.starts = np.random.default_rng(0).integers(latest + 1, size=clips).tolist()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        torch.set_num_threads(1)
+        pixels = self.read(self.path, self.starts[index], self.frames)
+        return resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), [SIDE, SIDE], antialias=True)
+
+
+def make_videos(folder: Path) -> dict[str, Path]:
+    """Two videos of 320 x 240 px: one like Kinetics' (H.264, 10 s, a key frame every 12), one like HMDB51's."""
+    kinds = {
+        "H.264, 10 s": ("kinetics.mp4", "libx264", 300, {"g": "12"}),
+        "MPEG-4 avi, 3 s": ("hmdb.avi", "mpeg4", 90, {}),
+    }
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.integers(0, 256, (3, 70, 90), np.uint8))
+    texture = resize(coarse, [560, 720]).permute(1, 2, 0).numpy()
+    files = {}
+    for name, (file, codec, frames, options) in kinds.items():
+        files[name] = folder / file
+        with av.open(str(files[name]), "w") as container:
+            stream = container.add_stream(codec, Fraction(30), options=options)
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 320, 240, "yuv420p", 600_000
+            for t in range(frames):
+                picture = np.roll(texture, (t, -2 * t), (0, 1))[:240, :320]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
+            container.mux(stream.encode())
+    return files
+
+
+def _read_all(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
+
+
+def _readers(path: str, frames: int) -> tuple[dict[str, Reader], list[str]]:
+    """The readers that work on this file, and the names of those that don't, being absent."""
+    able, missing = {}, []
+    for name, read in {"repflow": read_clip, PLAIN: _plain, "torchcodec": _torchcodec, "OpenCV": _opencv}.items():
+        try:
+            read(path, 0, frames)
+            able[name] = read
+        except (ImportError, RuntimeError):  # the latter: torchcodec without FFmpeg's libraries
+            missing.append(name)
+    return able, missing
+
+
+def _plain(path: str, start: int, frames: int) -> np.ndarray:
+    """As one writes it first: seek by time, then an array of every frame."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        first = round(start / (stream.average_rate * stream.time_base))
+        container.seek(first, stream=stream)
+        pictures = []
+        for frame in container.decode(stream):
+            if frame.pts >= first:
+                pictures.append(frame.to_ndarray(format="rgb24"))
+            if len(pictures) == frames:
+                break
+    return np.stack(pictures)
+
+
+def _torchcodec(path: str, start: int, frames: int) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1, dimension_order="NHWC")
+    return decoder.get_frames_in_range(start, start + frames).data.numpy()
+
+
+def _opencv(path: str, start: int, frames: int) -> np.ndarray:
+    import cv2
+
+    cv2.setNumThreads(1)
+    capture = cv2.VideoCapture(path)
+    capture.set(cv2.CAP_PROP_POS_FRAMES, start)
+    pictures = [cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB) for _ in range(frames)]
+    capture.release()
+    return np.stack(pictures)
