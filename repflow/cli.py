@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("repflow").setLevel(logging.INFO)
+    with suppress(AttributeError):  # a stand-in for the output has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     with suppress(ValueError):  # not in a thread, where no handler can be set
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what is unfinished is cleaned up
     try:
@@ -50,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="execute notebooks", description=_run.__doc__, allow_abbrev=False))
     _add_flow(commands.add_parser("flow", help="TV-L1 flow of a video", description=_flow.__doc__, allow_abbrev=False))
     _add_bench(commands.add_parser("bench", help="measure time and memory", allow_abbrev=False))
+    _add_data(commands.add_parser("data", help="prepare and check data sets", allow_abbrev=False))
+    doctor = commands.add_parser("doctor", help="what works here", description=_doctor.__doc__, allow_abbrev=False)
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -77,23 +82,30 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_flow)
     add = parser.add_argument
     add("video", type=Path, metavar="VIDEO", help="any video file")
-    add("--out", type=Path, required=True, metavar="FILE", help="a .gif to look at, or an .npz with the numbers")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a .gif or .mp4 to look at, an .npz with the numbers, or a .flo with those of the first two frames",
+    )
     add("--start", type=int, default=0, metavar="N", help="first frame (default: 0)")
     add("--frames", type=int, metavar="N", help="at most so many frames (default: all)")
     add("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")
-    add("--width", type=int, metavar="PX", help="reduce wider frames first (default: 320 for a .gif, else not)")
+    add("--width", type=int, metavar="PX", help="reduce wider frames first (default: 320 for pictures)")
 
 
 def _flow(arguments: argparse.Namespace) -> int:
-    """Compute TV-L1 flow between successive frames, and write it as a GIF (frames beside flow colours) or as arrays:
-    `flow` (T-1, 2, H, W) in pixels per frame taken, u to the right and v down, and `fps`."""
-    from repflow.data.flow import write_flow_npz
-    from repflow.figures import write_flow_gif
+    """Compute TV-L1 flow between successive frames, and write it as a GIF or MP4 (frames beside flow colours) or as
+    arrays: `flow` (T-1, 2, H, W) in pixels per frame taken, u to the right and v down, and `fps`."""
+    from repflow.data.flow import write_flow_flo, write_flow_npz
+    from repflow.figures import write_flow_gif, write_flow_mp4
 
     options = _numbers(arguments, start=0, frames=1, stride=1, width=1)
-    write = {".gif": write_flow_gif, ".npz": write_flow_npz}.get(arguments.out.suffix.lower())
+    writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
+    write = writers.get(arguments.out.suffix.lower())
     if write is None:
-        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .npz")
+        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif, .mp4, .npz or .flo")
     _check_writable(arguments.out)
     write(arguments.video, arguments.out, **options)
     sys.stdout.write(f"{arguments.out}\n")
@@ -105,10 +117,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     for name, add, text, description in (
         ("solver", _add_bench_solver, "the solver's engines and the layers", _bench_solver.__doc__),
         ("tvl1", _add_bench_tvl1, "optical flow of images, by several programs", _bench_tvl1.__doc__),
+        ("video", _add_bench_video, "random clips of videos, by several decoders", _bench_video.__doc__),
     ):
         command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         add(command)
-        command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
         command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
 
 
@@ -120,6 +132,7 @@ def _add_bench_solver(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=28, metavar="PX", help="height and width of the maps (default: 28)")
     add("--iterations", type=int, default=20, metavar="N", help="of the solver (default: 20)")
     add("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
+    _add_device(parser)
 
 
 def _bench_solver(arguments: argparse.Namespace) -> int:
@@ -143,6 +156,7 @@ def _add_bench_tvl1(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=Path, metavar="DIR",
         help="subfolders with frame10.png, frame11.png, flow10.flo (default: a made pair, 480x640)")  # fmt: skip
     add("--repeats", type=int, default=5, metavar="N", help="rounds for each pair (default: 5)")
+    _add_device(parser)
 
 
 def _bench_tvl1(arguments: argparse.Namespace) -> int:
@@ -159,8 +173,133 @@ def _bench_tvl1(arguments: argparse.Namespace) -> int:
     rows = flow.time_tvl1(pairs, device, repeats)
     facts = {"device": device, "repeats": repeats} | circumstances("numba", "triton", "cv2", "skimage")
     _hand_out(rows, facts, arguments.out)
+    _tell_of_extra(rows)
+    return 0
+
+
+def _add_bench_video(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_bench_video)
+    add = parser.add_argument
+    add("videos", nargs="*", type=Path, metavar="VIDEO", help="files of 32 frames or more (default: two made ones)")
+    add("--clips", type=int, default=24, metavar="N", help="in a round (default: 24)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+
+
+def _bench_video(arguments: argparse.Namespace) -> int:
+    """Time reading random clips of 32 frames, resized to 112x112, with one and with two workers: by this package, by
+    plain PyAV, torchcodec and OpenCV, in random order."""
+    from tempfile import TemporaryDirectory
+
+    from repflow.benchmark import circumstances, video
+
+    numbers = _numbers(arguments, clips=1, repeats=1)
+    _check_writable(arguments.out)
+    with TemporaryDirectory() as folder:
+        videos = {path.name: path for path in arguments.videos} or video.make_videos(Path(folder))
+        rows = video.time_readers(videos, **numbers)
+    _hand_out(rows, numbers | circumstances("av", "torchcodec", "cv2"), arguments.out)
+    _tell_of_extra(rows)
+    return 0
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+
+
+def _tell_of_extra(rows: "list[Row]") -> None:
     if any(row["note"] for row in rows):
         sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, add, text, description in (
+        ("make", _add_data_make, "generated videos of twelve motions", _data_make.__doc__),
+        ("unpack", _add_data_unpack, "HMDB51's official archives", _data_unpack.__doc__),
+        ("check", _add_data_check, "decode every video, list the bad ones", _data_check.__doc__),
+        ("extract-flow", _add_data_extract, "TV-L1 flow of every video", _data_extract.__doc__),
+    ):
+        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
+        command.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder")
+        add(command)
+
+
+def _add_data_make(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_data_make)
+    for name, default, what in (
+        ("train", 60, "training clips a class"), ("test", 20, "test clips a class"), ("size", 48, "pixels a side"),
+        ("frames", 9, "frames a clip"), ("seed", 0, "of everything random"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+
+
+def _data_make(arguments: argparse.Namespace) -> int:
+    """Make SyntheticMotion: small videos in HMDB51's layout whose class is told by motion alone."""
+    from repflow.data import SyntheticMotion
+
+    numbers = _numbers(arguments, train=1, test=0, size=8, frames=3, seed=0)
+    SyntheticMotion.make(arguments.root, **numbers)
+    sys.stdout.write(f"{arguments.root}\n")
+    return 0
+
+
+def _add_data_unpack(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_data_unpack)
+
+
+def _data_unpack(arguments: argparse.Namespace) -> int:
+    """Unpack HMDB51's .rar files that lie in ROOT into its class folders; nothing that is there is replaced."""
+    from repflow.data.unpack import unpack_hmdb51
+
+    sys.stdout.writelines(f"{name}\n" for name in unpack_hmdb51(arguments.root))
+    return 0
+
+
+def _add_data_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_data_check)
+    add = parser.add_argument
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
+    add("--seconds", type=int, default=30, metavar="N", help="longest time for a video (default: 30)")
+    add("--shortest", type=int, default=2, metavar="N", help="fewest frames of a good video (default: 2)")
+    add("--out", type=Path, metavar="DIR", help="where check.csv and quarantine.txt go (default: ROOT)")
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    """Decode the first, middle and last frame of every video; report, and list the bad ones in ROOT/quarantine.txt,
+    which the loaders leave out. No video is changed. A check that was stopped goes on where it was."""
+    from repflow.data.check import check
+
+    numbers = _numbers(arguments, workers=1, seconds=1, shortest=1)
+    report = check(arguments.root, out=arguments.out, **numbers)
+    sys.stdout.write(f"{report.text()}\n")
+    return 1 if report.bad else 0
+
+
+def _add_data_extract(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_data_extract)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="where the flow goes (default: ROOT's name with -flow behind it)")
+    add("--workers", type=int, metavar="N", help="processes (default: one a core, or one on a GPU)")
+    add("--width", type=int, metavar="PX", help="reduce wider frames first (default: not)")
+
+
+def _data_extract(arguments: argparse.Namespace) -> int:
+    """Compute TV-L1 flow of every video for two-stream training: u and v within 20 px as bytes, a file a video. What
+    is finished is kept: a run that was stopped goes on where it was."""
+    from repflow.data.extract import extract_flow
+
+    result = extract_flow(arguments.root, arguments.out, **_numbers(arguments, workers=1, width=1))
+    sys.stdout.write(f"{len(result.done)} done, {len(result.skipped)} there already, {len(result.failed)} failed\n")
+    sys.stdout.writelines(f"{problem}\n" for problem in result.failed.values())
+    return 1 if result.failed else 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    """Tell which video decoders work, by decoding a clip with each."""
+    from repflow.video import decoders
+
+    for name, works, found in decoders():
+        sys.stdout.write(f"{'OK  ' if works else 'none'}  {name:12} {found}\n")
     return 0
 
 

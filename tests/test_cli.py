@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 
 import repflow
 from repflow.cli import main
+from repflow.data import HMDB51
 
 REPFLOW = [sys.executable, "-m", "repflow"]
 
@@ -119,3 +120,44 @@ def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == names
     assert "begun" in (out / "01_wait.html").read_text()
     assert "Not run: 02_never" in (out / "index.html").read_text()
+
+
+def test_a_data_set_is_made_checked_and_its_flow_extracted(tmp_path, capsys):
+    root = tmp_path / "set"
+    assert main(["data", "make", str(root), "--train", "1", "--test", "1", "--size", "32", "--frames", "4"]) == 0
+    assert main(["data", "check", str(root), "--workers", "1"]) == 0
+    assert "ok" in capsys.readouterr().out
+    bad = root / "left" / "left_test_0000.avi"
+    bad.write_bytes(b"no video")
+    assert main(["data", "check", str(root), "--workers", "1"]) == 1
+    assert "left/left_test_0000.avi" in capsys.readouterr().out
+    left = HMDB51(root, subset="test", classes=["left"])
+    assert (left.samples, left.expected, len(left.quarantined)) == ([], 1, 1)
+    assert main(["data", "extract-flow", str(root), "--workers", "1"]) == 1
+    stdout = capsys.readouterr().out
+    assert "left_test_0000.avi" in stdout
+    videos, flows = (sorted(folder.rglob(ending)) for folder, ending in ((root, "*.avi"), (tmp_path, "*.avi.mkv")))
+    assert len(flows) == len(videos) - 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "ROOT", "--workers", "0"], ["extract-flow", "ROOT", "--width", "0"], ["make", "ROOT", "--frames", "2"]],
+)
+def test_wrong_numbers_for_data_are_one_line(tmp_path, capsys, arguments):
+    assert main(["data", *(str(tmp_path) if argument == "ROOT" else argument for argument in arguments)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_that_is_not_there(tmp_path, capsys):
+    for what in ("check", "extract-flow", "unpack"):
+        assert main(["data", what, str(tmp_path / "nowhere")]) == 1
+        assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_doctor_tells_what_decodes(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["OK", "pyav"]
+    assert {line.split()[1] for line in lines} == {"pyav", "lintel", "torchcodec"}
