@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,9 @@ from repflow.experiments.parameters import PROFILES
 
 if TYPE_CHECKING:
     from repflow.files import Row
+
+Adder = Callable[[argparse.ArgumentParser], None]
+Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,19 +116,29 @@ def _flow(arguments: argparse.Namespace) -> int:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, add, text, description in (
-        ("solver", _add_bench_solver, "the solver's engines and the layers", _bench_solver.__doc__),
-        ("tvl1", _add_bench_tvl1, "optical flow of images, by several programs", _bench_tvl1.__doc__),
-        ("video", _add_bench_video, "random clips of videos, by several decoders", _bench_video.__doc__),
+    for command in _subcommands(
+        parser,
+        ("solver", _add_bench_solver, _bench_solver, "the solver's engines and the layers"),
+        ("tvl1", _add_bench_tvl1, _bench_tvl1, "optical flow of images, by several programs"),
+        ("video", _add_bench_video, _bench_video, "random clips of videos, by several decoders"),
     ):
-        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
-        add(command)
         command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
 
 
+def _subcommands(
+    parser: argparse.ArgumentParser, *entries: tuple[str, Adder | None, Command, str]
+) -> Iterator[argparse.ArgumentParser]:
+    """Add commands below a command: name, what adds its options, what runs it, and its line of help."""
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, add, run, text in entries:
+        command = commands.add_parser(name, help=text, description=run.__doc__, allow_abbrev=False)
+        command.set_defaults(command=run)
+        if add:
+            add(command)
+        yield command
+
+
 def _add_bench_solver(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_bench_solver)
     add = parser.add_argument
     add("--channels", type=int, default=32, metavar="N", help="of the feature maps (default: 32)")
     add("--pairs", type=int, default=15, metavar="N", help="of maps; a clip has one more (default: 15)")
@@ -151,7 +164,6 @@ def _bench_solver(arguments: argparse.Namespace) -> int:
 
 
 def _add_bench_tvl1(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_bench_tvl1)
     add = parser.add_argument
     add("--pairs", type=Path, metavar="DIR",
         help="subfolders with frame10.png, frame11.png, flow10.flo (default: a made pair, 480x640)")  # fmt: skip
@@ -178,7 +190,6 @@ def _bench_tvl1(arguments: argparse.Namespace) -> int:
 
 
 def _add_bench_video(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_bench_video)
     add = parser.add_argument
     add("videos", nargs="*", type=Path, metavar="VIDEO", help="files of 32 frames or more (default: two made ones)")
     add("--clips", type=int, default=24, metavar="N", help="in a round (default: 24)")
@@ -212,20 +223,17 @@ def _tell_of_extra(rows: "list[Row]") -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, add, text, description in (
-        ("make", _add_data_make, "generated videos of twelve motions", _data_make.__doc__),
-        ("unpack", _add_data_unpack, "HMDB51's official archives", _data_unpack.__doc__),
-        ("check", _add_data_check, "decode every video, list the bad ones", _data_check.__doc__),
-        ("extract-flow", _add_data_extract, "TV-L1 flow of every video", _data_extract.__doc__),
+    for command in _subcommands(
+        parser,
+        ("make", _add_data_make, _data_make, "generated videos of twelve motions"),
+        ("unpack", None, _data_unpack, "HMDB51's official archives"),
+        ("check", _add_data_check, _data_check, "decode every video, list the bad ones"),
+        ("extract-flow", _add_data_extract, _data_extract, "TV-L1 flow of every video"),
     ):
-        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         command.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder")
-        add(command)
 
 
 def _add_data_make(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_data_make)
     for name, default, what in (
         ("train", 60, "training clips a class"), ("test", 20, "test clips a class"), ("size", 48, "pixels a side"),
         ("frames", 9, "frames a clip"), ("seed", 0, "of everything random"),
@@ -243,10 +251,6 @@ def _data_make(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_data_unpack(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_data_unpack)
-
-
 def _data_unpack(arguments: argparse.Namespace) -> int:
     """Unpack HMDB51's .rar files that lie in ROOT into its class folders; nothing that is there is replaced."""
     from repflow.data.unpack import unpack_hmdb51
@@ -256,7 +260,6 @@ def _data_unpack(arguments: argparse.Namespace) -> int:
 
 
 def _add_data_check(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_data_check)
     add = parser.add_argument
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a core)")
     add("--seconds", type=int, default=30, metavar="N", help="longest time for a video (default: 30)")
@@ -265,7 +268,7 @@ def _add_data_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    """Decode the first, middle and last frame of every video; report, and list the bad ones in ROOT/quarantine.txt,
+    """Decode every video; report, and list the bad ones in ROOT/quarantine.txt,
     which the loaders leave out. No video is changed. A check that was stopped goes on where it was."""
     from repflow.data.check import check
 
@@ -276,7 +279,6 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
 
 def _add_data_extract(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_data_extract)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the flow goes (default: ROOT's name with -flow behind it)")
     add("--workers", type=int, metavar="N", help="processes (default: one a core, or one on a GPU)")

@@ -168,7 +168,7 @@ def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -
     mean of their softmax. Nothing replaces a video that cannot be read: its scores are NaN.
     """
     options = {"num_workers": workers, "collate_fn": Readable.collate}
-    loader = DataLoader(Readable(clips), max(1, batch // getattr(clips, "views", 1)), **options)
+    loader = DataLoader(Readable(clips), max(1, batch // clips.views), **options)
     trainer = _trainer(Progress("predicting", len(loader)))
     try:
         results = [result for result in trainer.predict(Classification(model, Recipe(steps=1)), loader) if result]

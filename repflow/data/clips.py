@@ -41,6 +41,8 @@ class Clips(Dataset[tuple[Tensor, int]]):
     that don't fit, or a crop larger than the frame.
     """
 
+    views = 1  # clips of a video
+
     def __init__(
         self,
         source: Samples,
