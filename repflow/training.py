@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from repflow.data import Clips
+from repflow.data.clips import Inputs
 from repflow.data.synthetic import BASIC, PAIRS
 from repflow.models import build_model
 from repflow.video import VideoError
@@ -52,27 +53,29 @@ class Trained:
 
 
 class Classification(L.LightningModule):
-    """Cross-entropy on (clips, labels)."""
+    """Cross-entropy on (clips, labels), or on ((clips, flow), labels)."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         self.losses: list[Tensor] = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        clips, labels = batch
-        loss = F.cross_entropy(self.model(clips), labels)
+    def training_step(self, batch: tuple[Tensor | list[Tensor], Tensor]) -> Tensor:
+        inputs, labels = batch
+        loss = F.cross_entropy(self.model(*_listed(inputs)), labels)
         self.losses.append(loss.detach())  # read at the end: reading now would stall a GPU
         return loss
 
-    def predict_step(self, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    def predict_step(self, batch: tuple[Tensor, Tensor | list[Tensor]] | None) -> tuple[Tensor, Tensor] | None:
         """Indices and scores; of several views the mean of their softmax."""
         if batch is None:  # none of its videos could be read
             return None
-        indices, clips = batch
-        if clips.ndim == 5:
-            return indices, self.model(clips)
-        return indices, self.model(clips.flatten(0, 1)).softmax(-1).unflatten(0, clips.shape[:2]).mean(1)
+        indices, inputs = batch
+        inputs = _listed(inputs)
+        if inputs[0].ndim == 5:
+            return indices, self.model(*inputs)
+        scores = self.model(*(views.flatten(0, 1) for views in inputs)).softmax(-1)
+        return indices, scores.unflatten(0, inputs[0].shape[:2]).mean(1)
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), self.recipe.rate)
@@ -98,7 +101,7 @@ class TrainingClips(L.LightningDataModule):
         return DataLoader(self.clips, self.recipe.batch, shuffle=True, **options)
 
 
-class Readable(Dataset[tuple[int, Tensor] | None]):
+class Readable(Dataset[tuple[int, Inputs] | None]):
     """Test clips beside their indices; None for a video that cannot be read, which the log names."""
 
     def __init__(self, clips: Clips) -> None:
@@ -107,7 +110,7 @@ class Readable(Dataset[tuple[int, Tensor] | None]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor] | None:
+    def __getitem__(self, index: int) -> tuple[int, Inputs] | None:
         try:
             return index, self.clips[index][0]
         except VideoError as error:
@@ -115,7 +118,7 @@ class Readable(Dataset[tuple[int, Tensor] | None]):
             return None
 
     @staticmethod
-    def collate(items: list[tuple[int, Tensor] | None]) -> list[Tensor] | None:
+    def collate(items: list[tuple[int, Inputs] | None]) -> list | None:
         return default_collate(there) if (there := [item for item in items if item is not None]) else None
 
 
@@ -181,6 +184,10 @@ def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -
     scores = torch.full((len(clips), values.shape[1]), torch.nan)
     scores[indices] = values.float()
     return scores.numpy()
+
+
+def _listed(inputs: Tensor | list[Tensor]) -> list[Tensor]:
+    return [inputs] if isinstance(inputs, Tensor) else list(inputs)
 
 
 def _name_the_video(error: RuntimeError, clips: Clips) -> None:

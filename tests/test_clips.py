@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from repflow import tvl1
 from repflow.data import PRESETS, Clips, SyntheticMotion, Views, clips
+from repflow.data.clips import resize_flow
+from repflow.data.extract import extract_flow
 from repflow.models import build_model
 from repflow.training import Recipe, predict, train
+from repflow.tvl1 import grey
 from repflow.video import VideoError, read_clip
 
 
@@ -205,3 +209,87 @@ def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
     monkeypatch.setattr(clips, "read_clip", read)
     with pytest.raises(VideoError, match=f"{deadly.name}.* died"):
         train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1))
+
+
+@pytest.fixture(scope="module")
+def with_flow(made):
+    """The data set and the folder with its videos' flow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        result = extract_flow(made, workers=1)
+    assert not result.failed
+    return made, made.with_name(f"{made.name}-flow")
+
+
+def test_flow_comes_with_the_clip(with_flow):
+    root, folder = with_flow
+    settings = {"frames": 3, "stride": 2, "train": False, "crop": 32}
+    ((clip, flow), label) = Clips(SyntheticMotion(root), flow=folder, **settings)[5]
+    plain, truth = Clips(SyntheticMotion(root), **settings)[5]
+    assert (flow.shape, flow.dtype, label) == ((2, 3, 32, 32), torch.float32, truth)
+    path = SyntheticMotion(root).samples[5][0]
+    frames = torch.from_numpy(grey(read_clip(path)))
+    # nine frames, but the last has no flow: clips of three, two apart, begin at 0..3; the middle one at 1
+    expected = torch.stack([tvl1(frames[t], frames[t + 1]) for t in (1, 3, 5)], 1)[..., 4:36, 4:36] / 20
+    np.testing.assert_allclose(flow, expected.clamp(-1, 1), atol=0.5 / 127 + 1e-6)
+    pixels = torch.from_numpy(read_clip(path, 1, 3, 2)).permute(3, 0, 1, 2)[..., 4:36, 4:36]
+    torch.testing.assert_close(clip, pixels * (2 / 255) - 1)
+    assert plain.shape == clip.shape
+    ((same, computed), _) = Clips(SyntheticMotion(root), flow="tvl1", **settings)[5]
+    assert torch.equal(same, clip)
+    np.testing.assert_allclose(computed, flow, atol=0.5 / 127 + 1e-6)
+
+
+def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
+    """Of frames and flow that tell the place: red and u are x, green and v are y."""
+    root, folder = with_flow
+    y, x = np.mgrid[:40, :40]
+    ramp = np.stack([x * 6, y * 6, 0 * x], -1).astype(np.uint8)
+    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([ramp] * frames))
+    place = np.stack([x, y]).astype(np.float32) / 8  # pixels
+    monkeypatch.setattr(clips, "flow_of_clip", lambda path, start, frames, *_: np.stack([place] * frames))
+    settings = {"train": True, "area": (0.2, 0.9), "crop": 24, "flip": True, "flow": folder}
+    data = Clips(SimpleNamespace(samples=SyntheticMotion(root).samples, root=root), 3, **settings)
+    mirrored = 0
+    for epoch in range(30):
+        data.set_epoch(epoch)
+        (clip, flow), _ = data[epoch % len(data)]
+        at = (clip[:2, 0] + 1) * 127.5 / 6  # where each pixel comes from
+        side = at[0, 12, 23] - at[0, 12, 0], at[1, 23, 12] - at[1, 0, 12]
+        mirrored += bool(side[0] < 0)
+        grown = [float(abs(24 / (length * 24 / 23))) for length in side]
+        expected = at / 8 / 20 * torch.tensor([grown[0] * float(side[0].sign()), grown[1]])[:, None, None]
+        np.testing.assert_allclose(flow[:, 0], expected, atol=0.02)
+    assert 5 < mirrored < 25
+
+
+def test_resized_flow_is_in_pixels_of_the_new_size():
+    flow = torch.tensor([3.0, -2.0])[:, None, None].expand(2, 30, 40)
+    resized = resize_flow(flow, (15, 60))
+    torch.testing.assert_close(resized, torch.tensor([4.5, -1.0])[:, None, None].expand(2, 15, 60))
+
+
+def test_short_videos_repeat_with_their_flow(with_flow):
+    root, folder = with_flow
+    (clip, flow), _ = Clips(SyntheticMotion(root), 12, train=False, flow=folder)[0]
+    assert torch.equal(clip[:, 8:], clip[:, :4])  # of nine frames eight have flow
+    assert torch.equal(flow[:, 8:], flow[:, :4])
+
+
+def test_views_have_flow(with_flow):
+    root, folder = with_flow
+    (views, flows), _ = Views(SyntheticMotion(root), 2, clips=2, crops=3, crop=30, flow=folder)[1]
+    assert (views.shape, flows.shape) == ((6, 3, 2, 30, 30), (6, 2, 2, 30, 30))
+    (view, flow), _ = Clips(SyntheticMotion(root), 2, train=False, crop=30, flow=folder)[1]
+    (only,), (motion,) = Views(SyntheticMotion(root), 2, clips=1, crop=30, flow=folder)[1][0]
+    assert torch.equal(view, only)
+    assert torch.equal(flow, motion)
+
+
+def test_missing_flow_says_what_to_run(with_flow, tmp_path):
+    root, _ = with_flow
+    with pytest.raises(ValueError, match="repflow data extract-flow ROOT"):
+        Clips(SyntheticMotion(root), 2, train=False, flow=tmp_path / "nowhere")
+    data = Clips(SyntheticMotion(root), 2, train=False, flow=tmp_path)
+    with pytest.raises(VideoError, match=r"\.avi\.mkv"):
+        data[0]

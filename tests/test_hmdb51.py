@@ -321,3 +321,33 @@ def test_real_programs_unpack_real_archives(tool, pack, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"run.rar': expected plain files under .*evil"):
             unpack_hmdb51(root)
     assert set(os.listdir(root)) == {"hmdb51_org.rar", "run.rar", "wave"}
+
+
+def test_one_list_of_videos_and_classes(root, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(
+        b"\xef\xbb\xbfb #1&(2).avi wave\r\n\r\nrgb_x.mp4 brush_hair\r\na wave\r\na wave\r\ngone.avi wave"
+    )
+    (root / "x.mp4").touch()
+    data = HMDB51(root, split_file=listed, missing_ok=True)
+    assert data.classes == ["brush_hair", "wave"]
+    assert names(data) == [("set/x.mp4", 0), ("wave/b #1&(2).avi", 1), ("wave/a.avi", 1)]
+    assert data.missing == ["wave/gone"]
+    assert names(HMDB51(root, split_file=listed, classes=["brush_hair"])) == [("set/x.mp4", 0)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../a.avi wave", "expected 'video class'"),
+        ("/etc/a.avi wave", "expected 'video class'"),
+        ("a.avi", "expected 'video class'"),
+        ("a.avi waving", "a class of HMDB51"),
+        ("b.avi brush_hair", "expected one class a video"),
+    ],
+)
+def test_bad_lines_of_such_a_list_are_named(root, tmp_path, line, message):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"b wave\n{line}\n")
+    with pytest.raises(ValueError, match=f"list.txt', line 2: .*{message}"):
+        HMDB51(root, split_file=listed)

@@ -15,8 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repflow import video as module
-from repflow.video import VideoError, decoders, frame_rate, iter_frames, loadvid, loadvid_frame_nums, probe, read_clip
+from repflow.video import (
+    VideoError,
+    count_frames,
+    decoders,
+    frame_rate,
+    iter_frames,
+    loadvid,
+    loadvid_frame_nums,
+    probe,
+    read_clip,
+    reading,
+)
 
 LENGTH = 30
 
@@ -86,6 +96,11 @@ def test_iter_frames_and_probe_agree_with_read_clip(video):
     assert probe(path) == (everything.shape[2], everything.shape[1], 25.0, LENGTH)
 
 
+def scanned(path, stop=sys.maxsize):
+    with reading.open_video(path) as stream:
+        return reading._scan(stream, stop)
+
+
 # Each file's options, and the key frames that decoding may begin at; None where it has to begin at the first frame.
 SEEKABLE = {
     "long.mp4": ({"codec": "libx264", "g": "250", "bf": "3"}, [0]),
@@ -100,10 +115,15 @@ SEEKABLE = {
     "refresh.mkv": ({"codec": "libx264", "x264-params": "keyint=10:intra-refresh=1:bframes=0"}, [0]),
     "vp9.webm": ({"codec": "libvpx-vp9", "g": "10", "cpu-used": "8"}, [0, 10, 20, 30]),
     "vp8.webm": ({"codec": "libvpx", "g": "10", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}, None),
-    "mpeg4.avi": ({"codec": "mpeg4"}, None),
+    "mpeg4.avi": ({"codec": "mpeg4", "sc_threshold": "1000000000", "qmax": "2"}, [0, 12, 24, 36]),
+    "mpeg4.mp4": ({"codec": "mpeg4", "sc_threshold": "1000000000", "qmax": "2"}, [0, 12, 24, 36]),
+    "mpeg4.mkv": ({"codec": "mpeg4", "g": "7", "sc_threshold": "1000000000", "qmax": "2"}, [0, 7, 14, 21, 28, 35]),
     "b_frames.avi": ({"codec": "mpeg4", "bf": "2"}, None),
-    "mpeg4.mp4": ({"codec": "mpeg4"}, None),
     "b_frames.mp4": ({"codec": "mpeg4", "bf": "2"}, None),
+    "fragments.mp4": (
+        {"codec": "libx264", "g": "12", "sc_threshold": "0", "container_options": {"movflags": "frag_keyframe"}},
+        [0, 12, 24, 36],
+    ),
     "h264.avi": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
     "h264.ts": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
     "bare.h264": ({"codec": "libx264", "g": "12", "bf": "3"}, None),
@@ -115,11 +135,15 @@ def test_any_start_equals_sequential_decoding(tmp_path, monkeypatch, name):
     options, keys = SEEKABLE[name]
     path = written(tmp_path / name, size=(48, 32), length=40, **options)
     everything = decode_all(path)
-    index = module._index(path)
-    assert (list(index[1]) if index else None) == keys
-    monkeypatch.setattr(module, "_SEEK_FROM", 1)
+    if keys is None:
+        assert scanned(path) is None
+    else:
+        assert sorted({scanned(path, stop).number for stop in range(len(everything))}) == keys
+        assert scanned(path).packets == len(everything)
+    monkeypatch.setattr(reading, "_SEEK_FROM", 1)
     encoded = path.read_bytes()
     assert probe(path) == probe(encoded) == (48, 32, frame_rate(encoded), len(everything))
+    assert count_frames(path) == count_frames(encoded) == len(everything)
     for start, stride in itertools.product(range(len(everything)), (1, 4, 13)):
         wanted = everything[start::stride][:3]
         np.testing.assert_array_equal(read_clip(path, start, len(wanted), stride), wanted)
@@ -129,26 +153,37 @@ def test_any_start_equals_sequential_decoding(tmp_path, monkeypatch, name):
         read_clip(encoded, len(everything))
 
 
-def write_packed(path):
-    """B-frames as DivX and Xvid store them in AVI: each in one packet with the frame after it, then a blank packet."""
-    plain = write_video(path.with_suffix(".plain.avi"), length=31, bf="1", b_strategy="0")
-    with av.open(str(plain)) as source, av.open(str(path), "w") as container:
+def stored_packets(path):
+    with av.open(str(path)) as source:
+        return [bytes(packet) for packet in source.demux(video=0) if packet.size]
+
+
+def store_packets(path, like, chunks):
+    """An AVI file of these packets, with the stream's data of another one."""
+    with av.open(str(like)) as source, av.open(str(path), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
-        first, *rest = (bytes(packet) for packet in source.demux(video=0) if packet.size)
-        pairs = ([*pair, b"\0\0\1\xb6\x50\x4f"] for pair in zip(rest[::2], rest[1::2], strict=True))
-        chunks = [b"\0\0\1\xb2DivX503b1393p" + first, *(c for a, b, blank in pairs for c in (a + b, blank))]
         for number, chunk in enumerate(chunks):
             packet = av.Packet(chunk)
             packet.pts = packet.dts = number
-            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, number == 0
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            packet.is_keyframe = number == 0 or b"\0\0\1\xb3" in chunk  # an I picture follows
             container.mux(packet)
+
+
+def write_packed(path):
+    """B-frames as DivX and Xvid store them in AVI: each in one packet with the frame after it, then a blank packet."""
+    plain = write_video(path.with_suffix(".plain.avi"), length=31, bf="1", b_strategy="0")
+    first, *rest = stored_packets(plain)
+    pairs = ([*pair, b"\0\0\1\xb6\x50\x4f"] for pair in zip(rest[::2], rest[1::2], strict=True))
+    chunks = [b"\0\0\1\xb2DivX503b1393p" + first, *(c for a, b, blank in pairs for c in (a + b, blank))]
+    store_packets(path, plain, chunks)
     return plain
 
 
 def test_packed_b_frames_come_in_order(tmp_path, monkeypatch):
     path = tmp_path / "packed.avi"
     everything = decode_all(write_packed(path))
-    monkeypatch.setattr(module, "_SEEK_FROM", 1)
+    monkeypatch.setattr(reading, "_SEEK_FROM", 1)
     assert probe(path).frames == len(everything)
     for start in range(len(everything)):
         np.testing.assert_array_equal(read_clip(path, start, stride=3), everything[start::3])
@@ -157,17 +192,52 @@ def test_packed_b_frames_come_in_order(tmp_path, monkeypatch):
 def test_where_seeking_goes_wrong_decoding_begins_anew(tmp_path, monkeypatch):
     path = written(tmp_path / "a.mp4", "libx264", g="5", sc_threshold="0")
     everything = decode_all(path)
-    times, keys = module._index(path)
+    truth = scanned(path, 20)
     for lie in (
-        ([time + 7 * (number > 21) for number, time in enumerate(times)], keys),  # frames that are not there
-        (times[:24], keys),  # frames too few
-        ([*times, times[-1] + 512], keys),  # frames too many
-        (times, {0: keys[0], 20: keys[25]}),  # beyond the key frame
-        (times, {0: keys[0], 20: -(10**9)}),  # before the file's begin
+        truth._replace(place=(truth.place[0] + 1, truth.place[1])),  # a packet that is not there
+        truth._replace(time=truth.time + 5 * 512),  # beyond the key frame
+        truth._replace(time=-(10**9)),  # before the file's begin
+        scanned(path, 3),
+        None,
     ):
-        monkeypatch.setattr(module, "_index", lambda path, lie=lie: lie)
-        monkeypatch.setattr(module, "_SEEK_FROM", 1)
+        monkeypatch.setattr(reading, "_scan", lambda stream, stop, lie=lie: lie)
+        monkeypatch.setattr(reading, "_SEEK_FROM", 1)
         np.testing.assert_array_equal(read_clip(path, 20), everything[20:])
+
+
+def test_frames_that_do_not_come_as_promised_are_counted_anew(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.mp4", "libx264", g="5", sc_threshold="0")
+    everything, sound = decode_all(path), reading._frames
+    monkeypatch.setattr(reading, "_SEEK_FROM", 1)
+    calls = itertools.count()
+
+    def one_lost(packet, size):
+        frames = list(sound(packet, size))
+        return frames[1:] if frames and next(calls) == 7 else frames
+
+    monkeypatch.setattr(reading, "_frames", one_lost)
+    np.testing.assert_array_equal(read_clip(path, 10), everything[10:])
+    assert next(calls) > len(everything)  # from a key frame, then from the first frame on
+
+
+def test_mpeg4_packets_that_are_no_pictures_are_not_counted(tmp_path, monkeypatch):
+    """Pictures left out, headers that change on the way, and two pictures in one packet."""
+    monkeypatch.setattr(reading, "_SEEK_FROM", 1)
+    plain = write_video(tmp_path / "plain.avi", sc_threshold="1000000000", qmax="2")
+    other = write_video(tmp_path / "other.avi", sc_threshold="1000000000", qmax="2", flags="+qpel", vtag="FMP4")
+    packets, others = stored_packets(plain), stored_packets(other)
+    blank = b"\0\0\1\xb6\x50\x4f"
+    for name, chunks in (
+        ("blank", [*packets[:9], blank, *packets[9:]]),
+        ("switch", [*packets[:12], *others[12:]]),
+    ):
+        path = tmp_path / f"{name}.avi"
+        store_packets(path, plain, chunks)
+        everything = decode_all(path)
+        assert scanned(path) is None
+        assert count_frames(path) == len(everything)
+        for start in range(0, len(everything), 3):
+            np.testing.assert_array_equal(read_clip(path, start), everything[start:])
 
 
 def test_an_edit_list_that_hides_frames(tmp_path):
@@ -179,7 +249,7 @@ def test_an_edit_list_that_hides_frames(tmp_path):
     path.write_bytes(cut)
     everything = decode_all(path)
     assert len(everything) < LENGTH
-    assert module._index(path) is None
+    assert scanned(path) is None
     np.testing.assert_array_equal(read_clip(cut), everything)
 
 

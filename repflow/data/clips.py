@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
-from repflow.video import VideoError, probe, read_clip
+from repflow.data.extract import LARGEST, flow_of_clip
+from repflow.video import VideoError, count_frames, read_clip
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
@@ -19,21 +20,40 @@ MOST_BAD = 0.01  # of the videos; a run with more would train on another data se
 WORKERS = 1024  # more than anyone has
 _log = logging.getLogger(__name__)
 
+Inputs = Tensor | tuple[Tensor, Tensor]  # a clip, or a clip and its flow
+
 
 class Samples(Protocol):
     """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion."""
 
+    root: os.PathLike[str]
     samples: list[tuple[os.PathLike[str], int]]
 
 
-class Clips(Dataset[tuple[Tensor, int]]):
+class Window(NamedTuple):
+    """What is cut out of frames, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool = False
+
+
+class Clips(Dataset[tuple[Inputs, int]]):
     """One clip a video: (clip, label), clip float32 (3, T, H, W) RGB in [-1, 1].
 
     T = `frames`, taken every `stride`-th; a shorter video repeats cyclically, as with lintel. `resize` scales the
     shorter side to so many pixels, then `crop` cuts out a square of so many. With `area`, a training crop is a random
     share between area[0] and area[1] of the frame instead, with sides as 3:4 to 4:3, scaled to `crop`. `flip` mirrors
     every second training clip; a data set that tells left from right (`directed`) refuses it. `inverted` gives
-    1 - 2x/255, as the 2019 release's weights need. In training all of these are random and depend on (seed, epoch,
+    1 - 2x/255, as the 2019 release's weights need.
+
+    With `flow`, the folder that `extract_flow` wrote or "tvl1" to compute it here, items are ((clip, flow), label),
+    flow float32 (2, T, H, W): from each frame of the clip to the video's next frame, resized, cut and mirrored as the
+    clip is, in pixels of that size, over 20, clipped to [-1, 1].
+
+    In training all of these are random and depend on (seed, epoch,
     index) alone, so the number of workers changes nothing; in testing start and crop are centred.
 
     In training an unreadable video is named in the log and another one taken in its place, until more than 1 % of the
@@ -55,6 +75,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         area: tuple[float, float] | None = None,
         flip: bool = False,
         inverted: bool = False,
+        flow: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
         if frames < 1 or stride < 1:
@@ -63,7 +84,13 @@ class Clips(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"area: expected shares 0 < a <= b <= 1 and a crop, got {area} and crop={crop}")
         if flip and getattr(source, "directed", False):
             raise ValueError(f"flip: {type(source).__name__} tells left from right; a mirrored clip has another class")
-        self.samples = source.samples
+        self.samples, self.root = source.samples, getattr(source, "root", None)
+        if flow not in (None, "tvl1") and (self.root is None or not os.path.isdir(flow)):
+            raise ValueError(
+                f"flow: expected 'tvl1' or the folder with the flow of the videos under {self.root}, got {flow!r}; "
+                "extract it first: repflow data extract-flow ROOT"
+            )
+        self.flow = flow
         self.frames, self.stride, self.train = frames, stride, train
         self.resize, self.crop, self.area, self.flip = resize, crop, area, flip
         self.inverted, self.seed = inverted, seed
@@ -80,7 +107,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Inputs, int]:
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         while True:
             self._note(index)
@@ -124,59 +151,108 @@ class Clips(Dataset[tuple[Tensor, int]]):
                 f"{', '.join(map(repr, self.bad))}; the last: {error}"
             ) from error
 
-    def _clip(self, index: int, rng: np.random.Generator) -> Tensor:
-        path, _ = self.samples[index]
+    def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
         room = self._room(index)
-        clip = self._read(index, self._place(room, rng) if room >= 0 else 0)
+        numbers = self._numbers(index, self._place(room, rng) if room >= 0 else 0)
+        clip = self._read(index, numbers)
+        window = self._window(clip, index, rng)
+        if self.flow is None:
+            return self._values(clip, window)
+        return self._values(clip, window), self._flow_values(self._read_flow(index, numbers, clip), window)
+
+    def _window(self, clip: Tensor, index: int, rng: np.random.Generator) -> Window:
+        H, W = clip.shape[-2:]
         if self.area and self.train:
-            clip = self._cut_area(clip, rng)
+            window = self._random_area(H, W, rng)
         elif self.crop:
-            top, left = self._free(clip, path)
-            clip = transforms.crop(clip, self._place(top, rng), self._place(left, rng), self.crop, self.crop)
-        if self.flip and self.train and rng.random() < 0.5:
-            clip = transforms.horizontal_flip(clip)
-        return self._values(clip)
+            top, left = self._free(clip, index)
+            window = Window(self._place(top, rng), self._place(left, rng), self.crop, self.crop)
+        else:
+            window = Window(0, 0, H, W)
+        return window._replace(mirrored=self.flip and self.train and rng.random() < 0.5)
 
     def _place(self, room: int, rng: np.random.Generator) -> int:
         return int(rng.integers(room + 1)) if self.train else room // 2
 
+    def _length(self, index: int) -> int:
+        """Frames that a clip may take. The last one of a video has no flow."""
+        if index not in self._lengths:
+            self._lengths[index] = count_frames(self.samples[index][0])
+        return self._lengths[index] - (self.flow is not None)
+
     def _room(self, index: int) -> int:
         """By how many frames a clip may begin later than the video; negative where the video is too short."""
-        if index not in self._lengths:
-            self._lengths[index] = probe(self.samples[index][0]).frames
-        return self._lengths[index] - (self.frames - 1) * self.stride - 1
+        return self._length(index) - (self.frames - 1) * self.stride - 1
 
-    def _read(self, index: int, start: int) -> Tensor:
+    def _numbers(self, index: int, start: int) -> range | np.ndarray:
+        """Numbers of the clip's frames; a short video repeats from its first frame on."""
+        numbers = range(start, start + self.frames * self.stride, self.stride)
+        return numbers if self._room(index) >= 0 else np.array(numbers) % max(self._length(index), 1)
+
+    def _read(self, index: int, numbers: range | np.ndarray) -> Tensor:
         """Frames as uint8 (T, 3, H, W), resized."""
         path, _ = self.samples[index]
-        if self._room(index) < 0:
-            pixels = read_clip(path).take(np.arange(self.frames) * self.stride, axis=0, mode="wrap")
+        if isinstance(numbers, range):
+            pixels = read_clip(path, numbers.start, self.frames, self.stride)
         else:
-            pixels = read_clip(path, start, self.frames, self.stride)
+            pixels = read_clip(path)[numbers]
         clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return transforms.resize(clip, [self.resize], antialias=True) if self.resize else clip
 
-    def _free(self, clip: Tensor, path: os.PathLike[str]) -> tuple[int, int]:
+    def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
+        """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
+        path, _ = self.samples[index]
+        where = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
+        if isinstance(numbers, range):
+            flow = flow_of_clip(path, numbers.start, self.frames, self.stride, *where)
+        else:
+            flow = flow_of_clip(path, 0, max(self._length(index), 1), 1, *where)[numbers]
+        return resize_flow(torch.from_numpy(flow), clip.shape[-2:])
+
+    def _free(self, clip: Tensor, index: int) -> tuple[int, int]:
         """By how many pixels the crop may be moved, down and to the right."""
         top, left = (size - self.crop for size in clip.shape[-2:])
         if min(top, left) < 0:
             raise ValueError(
-                f"{os.fspath(path)!r}: expected frames of at least {self.crop}×{self.crop}, got "
+                f"{os.fspath(self.samples[index][0])!r}: expected frames of at least {self.crop}×{self.crop}, got "
                 f"{clip.shape[-2]}×{clip.shape[-1]} (height × width); give a smaller crop or a larger resize"
             )
         return top, left
 
-    def _cut_area(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
+    def _random_area(self, H: int, W: int, rng: np.random.Generator) -> Window:
         """A random share of the frame, as in Inception's training; what does not fit is cut to the frame."""
-        H, W = clip.shape[-2:]
         pixels, ratio = H * W * rng.uniform(*self.area), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
         h, w = min(H, max(1, round((pixels / ratio) ** 0.5))), min(W, max(1, round((pixels * ratio) ** 0.5)))
         top, left = (int(rng.integers(room + 1)) for room in (H - h, W - w))
-        return transforms.resized_crop(clip, top, left, h, w, [self.crop, self.crop], antialias=True)
+        return Window(top, left, h, w)
 
-    def _values(self, clip: Tensor) -> Tensor:
+    def _cut(self, frames: Tensor, window: Window) -> Tensor:
+        frames = transforms.crop(frames, *window[:4])
+        return transforms.horizontal_flip(frames) if window.mirrored else frames
+
+    def _values(self, clip: Tensor, window: Window) -> Tensor:
+        clip = self._cut(clip, window)
+        if self.crop:
+            clip = transforms.resize(clip, [self.crop, self.crop], antialias=True)
         values = clip.float() * (2 / 255) - 1
         return (-values if self.inverted else values).transpose(0, 1).contiguous()
+
+    def _flow_values(self, flow: Tensor, window: Window) -> Tensor:
+        flow = self._cut(flow, window)
+        if window.mirrored:
+            flow = flow * torch.tensor([-1.0, 1.0])[:, None, None]
+        if self.crop:
+            flow = resize_flow(flow, (self.crop, self.crop))
+        return (flow / LARGEST).clamp(-1, 1).transpose(0, 1).contiguous()
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow (..., 2, H, W) in pixels as (..., 2, *size), in pixels of the new size: motion grows with the picture."""
+    H, W = flow.shape[-2:]
+    if tuple(size) == (H, W):
+        return flow
+    ratio = torch.tensor([size[1] / W, size[0] / H])[:, None, None]
+    return transforms.resize(flow, list(size), antialias=True) * ratio
 
 
 class Views(Clips):
@@ -198,23 +274,34 @@ class Views(Clips):
         resize: int | None = None,
         crop: int | None = None,
         inverted: bool = False,
+        flow: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__(source, frames, stride, train=False, resize=resize, crop=crop, inverted=inverted)
+        options = {"resize": resize, "crop": crop, "inverted": inverted, "flow": flow}
+        super().__init__(source, frames, stride, train=False, **options)
         if clips < 1 or crops not in (1, 3) or (crops == 3 and not crop):
             raise ValueError(f"expected clips >= 1, crops 1 or 3, and a crop for 3; got {clips}, {crops}, crop={crop}")
         self.clips, self.crops, self.views = clips, crops, clips * crops
 
-    def _clip(self, index: int, rng: np.random.Generator) -> Tensor:
+    def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
         room = max(self._room(index), 0)
         starts = np.linspace(0, room, self.clips) if self.clips > 1 else np.array([room // 2])
-        views = []
+        views, flows = [], []
         for start in starts.round().astype(int).tolist():
-            clip = self._read(index, start)
-            if not self.crop:
-                views.append(self._values(clip))
-                continue
-            top, left = self._free(clip, self.samples[index][0])
-            for share in (0.5,) if self.crops == 1 else (0, 0.5, 1):
-                y, x = (int(top * share), left // 2) if top > left else (top // 2, int(left * share))
-                views.append(self._values(transforms.crop(clip, y, x, self.crop, self.crop)))
-        return torch.stack(views)
+            numbers = self._numbers(index, start)
+            clip = self._read(index, numbers)
+            windows = self._windows(clip, index)
+            views += [self._values(clip, window) for window in windows]
+            if self.flow is not None:
+                flow = self._read_flow(index, numbers, clip)
+                flows += [self._flow_values(flow, window) for window in windows]
+        return torch.stack(views) if self.flow is None else (torch.stack(views), torch.stack(flows))
+
+    def _windows(self, clip: Tensor, index: int) -> list[Window]:
+        if not self.crop:
+            return [Window(0, 0, *clip.shape[-2:])]
+        top, left = self._free(clip, index)
+        places = [
+            (int(top * share), left // 2) if top > left else (top // 2, int(left * share))
+            for share in ((0.5,) if self.crops == 1 else (0, 0.5, 1))
+        ]
+        return [Window(*place, self.crop, self.crop) for place in places]

@@ -21,6 +21,10 @@ class HMDB51(Listed):
     "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do. Where name.avi is
     not there, a copy of the same stem that ends in .mp4, .mkv or .webm is taken. Class folders may be links.
 
+    With `split_file`, that one list decides, and fold and subset say nothing: lines "video class", as lists of the 2019
+    release's kind have them (what those look like is a guess, so much is taken: names with or without an ending or
+    rgb_ in front, videos in `root`/<class> or all together in `root`).
+
     classes: sorted class names (only those named in the argument `classes`, where given); samples: by class, then in
     the order of the split file; expected, missing and quarantined as in Listed. Raises FileNotFoundError for a missing
     root or split file, and for missing videos unless `missing_ok`; ValueError for a bad line, an unknown class or a
@@ -35,23 +39,32 @@ class HMDB51(Listed):
         subset: str = "train",
         classes: Collection[str] | None = None,
         *,
+        split_file: str | os.PathLike[str] | None = None,
         missing_ok: bool = False,
     ) -> None:
         if subset not in TAGS:
             raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
         root = Path(root)
-        splits = _find_splits(root, fold)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        splits = _read_list(Path(split_file)) if split_file else _find_splits(root, fold)
         if unknown := sorted(set(classes or ()) - set(splits)):
             raise ValueError(f"{str(root)!r}: no class {', '.join(unknown)}; there are {', '.join(sorted(splits))}")
         self.classes = sorted(splits if classes is None else set(classes))
-        self._take(root, _find_videos(root, {name: splits[name] for name in self.classes}, TAGS[subset]))
+        chosen = {name: splits[name] for name in self.classes}
+        self._take(root, _find_listed(root, chosen) if split_file else _find_videos(root, chosen, TAGS[subset]))
         if self.missing and not missing_ok:
             raise FileNotFoundError(
                 f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
                 f"{self.missing[:3]}; unpack every class's archive into a folder of its name"
             )
         count = _COUNTS.get(subset, self.expected)
-        if len(self.classes) == 51 and self.expected != count and self.classes == official_classes("hmdb51"):
+        if (
+            len(self.classes) == 51
+            and not split_file
+            and self.expected != count
+            and self.classes == official_classes("hmdb51")
+        ):
             warnings.warn(
                 f"{str(root)!r}: expected {count} videos in the split files of fold {fold}, {subset}, got "
                 f"{self.expected}; results will not compare with others'; unpack the official split files again",
@@ -61,8 +74,6 @@ class HMDB51(Listed):
 
 def _find_splits(root: Path, fold: int) -> dict[str, Path]:
     """Split file by class."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
     folders, ending = (root, root / "testTrainMulti_7030_splits"), f"_test_split{fold}.txt"
     # [!.]: a class named ".." would leave the root, and "._wave" is what macOS puts beside "wave"
     splits = {file.name.removesuffix(ending): file for folder in folders for file in folder.glob(f"[!.]*{ending}")}
@@ -78,6 +89,39 @@ def _find_videos(root: Path, splits: dict[str, Path], tag: int) -> Iterator[tupl
             if found == tag:
                 copies = (video, *(Path(video).stem + ending for ending in ENDINGS))
                 yield f"{name}/{video}", next((files[copy] for copy in copies if copy in files), None), label
+
+
+def _read_list(path: Path) -> dict[str, list[str]]:
+    """Stems of the videos by class, of a list with lines "video class"."""
+    videos: dict[str, list[str]] = {}
+    labels: dict[str, str] = {}
+    known = official_classes("hmdb51")
+    for number, line in read_lines(path):
+        match line.rsplit(maxsplit=1):
+            case [video, name] if not {"/", "\\", "\0"} & set(video) and name in known:
+                stem = Path(video).stem if video.endswith(ENDINGS) else video
+                if labels.setdefault(stem, name) != name:
+                    raise ValueError(
+                        f"{str(path)!r}, line {number}: expected one class a video, got {name!r} for {stem!r}, which "
+                        f"had {labels[stem]!r} above; remove one of the lines"
+                    )
+                if stem not in videos.setdefault(name, []):
+                    videos[name].append(stem)
+            case _:
+                raise ValueError(
+                    f"{str(path)!r}, line {number}: expected 'video class' with a plain file name and a class of "
+                    f"HMDB51, got {line!r}; mend the line"
+                )
+    return videos
+
+
+def _find_listed(root: Path, videos: dict[str, list[str]]) -> Iterator[tuple[str, os.DirEntry[str] | None, int]]:
+    flat = {entry.name: entry for entry in scan(root) if entry.is_file()}
+    for label, (name, stems) in enumerate(videos.items()):
+        files = flat | {entry.name: entry for entry in scan(root / name) if entry.is_file()}
+        for stem in stems:
+            copies = (f"{prefix}{stem.removeprefix('rgb_')}{ending}" for ending in ENDINGS for prefix in ("", "rgb_"))
+            yield f"{name}/{stem}", next((files[copy] for copy in copies if copy in files), None), label
 
 
 def _read_split(path: Path) -> dict[str, int]:

@@ -18,11 +18,12 @@ _log = logging.getLogger(__name__)
 class Listed:
     """A data set's videos, as its lists name them and as its folder has them.
 
-    classes: class names, a label being an index into them; samples: (path, label); expected: how many videos the lists
-    name; missing: those of them that are not in the folder; quarantined: those that quarantine.txt names, by their path
-    under the root. Each expected video is in just one of samples, missing and quarantined.
+    root: the folder; classes: class names, a label being an index into them; samples: (path, label); expected: how many
+    videos the lists name; missing: those of them that are not in the folder; quarantined: those that quarantine.txt
+    names, by their path under the root. Each expected video is in just one of samples, missing and quarantined.
     """
 
+    root: Path
     classes: list[str]
     samples: list[tuple[Path, int]]
     expected: int
@@ -34,7 +35,7 @@ class Listed:
 
     def _take(self, root: Path, listed: Iterable[tuple[str, os.DirEntry[str] | None, int]]) -> None:
         """Sorts videos, given as (name, file if there is one, label), into samples, missing and quarantined."""
-        self.samples, self.missing, self.quarantined = [], [], []
+        self.root, self.samples, self.missing, self.quarantined = root, [], [], []
         unusable = read_quarantine(root)
         for name, entry, label in listed:
             if entry is None:

@@ -1,0 +1,158 @@
+"""lintel's call convention, on PyAV or on another decoder."""
+
+import io
+import math
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+
+import av
+import numpy as np
+import torch
+
+from repflow.video.reading import VideoError, count_frames, frame_rate, name_of, pick, survey, too_short
+
+
+def loadvid(
+    encoded_video: bytes,
+    *,
+    should_random_seek: bool = True,
+    width: int = 0,
+    height: int = 0,
+    num_frames: int = 32,
+    backend: str = "pyav",
+    rng: np.random.Generator | None = None,
+) -> tuple[bytearray, int, int, float] | tuple[bytearray, float]:
+    """lintel's function of that name: (RGB bytes in T, H, W, C order, width, height, seconds skipped).
+
+    Width and height are left out where they were given; they must be the video's (ValueError otherwise). The clip's
+    start is uniform over all that fit, drawn from `rng` or PyTorch's generator, or 0 without random seek; a video
+    shorter than `num_frames` repeats from its first frame on. Other than in lintel, the clip without random seek starts
+    at frame 0, not 1; seeds reach the start, so that workers differ; the seconds are start / rate; phones' videos are
+    turned upright; unreadable, damaged (see `read_clip`) and mismatched videos raise VideoError or ValueError where
+    lintel returns uninitialised memory or aborts; videos without time stamps are read right. `backend` "lintel" and
+    "torchcodec" decode with those packages (ImportError where they are missing) after the bytes have been decoded
+    once with PyAV, as neither is strict; they refuse turned videos and uneven time stamps.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    length = count_frames(encoded_video)
+    room = max(length - num_frames, 0) if should_random_seek else 0
+    start = int(torch.randint(room + 1, ()) if rng is None else rng.integers(room + 1))
+    numbers = [number % length for number in range(start, start + num_frames)]
+    seconds = start / frame_rate(encoded_video) if start else 0.0
+    return *_take(encoded_video, numbers, backend, width, height), seconds
+
+
+def loadvid_frame_nums(
+    encoded_video: bytes,
+    *,
+    frame_nums: Sequence[int],
+    width: int = 0,
+    height: int = 0,
+    should_seek: bool = False,
+    backend: str = "pyav",
+) -> tuple[bytearray, int, int] | bytearray:
+    """lintel's function of that name: the frames of these numbers (from 0), RGB bytes in T, H, W, C order.
+
+    Returns (bytes, width, height), or the bytes alone where width and height were given. Other than in lintel, numbers
+    may repeat and come in any order, are exact with `should_seek` or without (it changes nothing), and one beyond the
+    video's end raises VideoError. For the rest see `loadvid`.
+    """
+    if not len(frame_nums) or min(frame_nums) < 0:
+        raise ValueError(f"frame_nums must be one or more numbers from 0 on, got {list(frame_nums)}")
+    taken = _take(encoded_video, frame_nums, backend, width, height)
+    return taken[0] if width else taken
+
+
+def decoders() -> list[tuple[str, bool, str]]:
+    """What `backend` may be: (name, whether it decodes a small clip, what was found or how to mend it).
+
+    A lintel built on FFmpeg 5 or newer may hang here.
+    """
+    clip, report = _test_clip(), []
+    for name in _BACKENDS:
+        try:
+            loadvid(clip, should_random_seek=False, num_frames=2, backend=name)
+        except Exception as error:  # whatever a foreign decoder raises
+            report.append((name, False, str(error)))
+        else:
+            version = getattr(sys.modules.get(name, av), "__version__", "unknown")
+            report.append((name, True, f"decodes; version {version}"))
+    return report
+
+
+def _take(
+    encoded: bytes, numbers: Sequence[int], backend: str, width: int, height: int
+) -> tuple[bytearray, int, int] | tuple[bytearray]:
+    """What lintel returns for the frames of these numbers."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+    wanted, places = np.unique(numbers, return_inverse=True)
+    frames = _BACKENDS[backend](encoded, wanted.tolist())[places]
+    size = frames.shape[2], frames.shape[1]
+    if (width, height) not in (size, (0, 0)):
+        raise ValueError(
+            f"width and height must be the video's, {size}, or 0, got {(width, height)}; resize afterwards"
+        )
+    return (bytearray(frames),) if width else (bytearray(frames), *size)
+
+
+def _pyav(encoded: bytes, numbers: list[int]) -> np.ndarray:
+    return np.stack(list(pick(encoded, numbers, needed=numbers[-1])))
+
+
+def _lintel(encoded: bytes, numbers: list[int]) -> np.ndarray:
+    try:
+        import lintel
+    except ImportError:
+        lintel = None
+    if not all(callable(getattr(lintel, name, None)) for name in ("loadvid", "loadvid_frame_nums")):
+        raise ImportError(
+            f"backend 'lintel' expected the video decoder, found {lintel or 'no such package'}; conda-forge has it for "
+            "Python up to 3.9, PyPI's lintel is a docstring checker: never pip install that; or use backend='pyav'"
+        )
+    height, width = _vet(encoded, numbers)
+    # Without should_seek it is off by one; its loadvid takes no seed, and skips frame 0 where nothing is random.
+    pixels = lintel.loadvid_frame_nums(bytes(encoded), frame_nums=numbers, width=width, height=height, should_seek=True)
+    return np.frombuffer(pixels, np.uint8).reshape(len(numbers), height, width, 3)
+
+
+def _torchcodec(encoded: bytes, numbers: list[int]) -> np.ndarray:
+    _vet(encoded, numbers)
+    try:
+        from torchcodec.decoders import VideoDecoder
+
+        decoder = VideoDecoder(bytes(encoded), dimension_order="NHWC", num_ffmpeg_threads=1)
+        return decoder.get_frames_at(numbers).data.numpy()
+    except (ImportError, OSError, RuntimeError) as error:  # it may miss FFmpeg at the import or at the first use
+        reason = str(error).strip().partition("\n")[0]
+        raise ImportError(
+            f"backend 'torchcodec' does not work ({reason}); install it with pip install torchcodec, and FFmpeg's "
+            "libraries with the system's package manager, or use backend='pyav'"
+        ) from error
+
+
+_BACKENDS = {"pyav": _pyav, "lintel": _lintel, "torchcodec": _torchcodec}
+
+
+def _vet(encoded: bytes, numbers: list[int]) -> tuple[int, int]:
+    """Height and width of a sound video that decoders which go by the time stamps read right; else VideoError."""
+    info, times, turns = survey(encoded)
+    steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)]
+    if turns or np.ptp(steps or [0]) > 1:  # one tick of rounding
+        raise VideoError(f"{name_of(encoded)}: turned, or without even time stamps; use backend='pyav', which reads it")
+    if numbers[-1] >= info.frames:
+        raise too_short(encoded, numbers[-1], info.frames)
+    return info.height, info.width
+
+
+def _test_clip() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(stream.encode())
+    return file.getvalue()
