@@ -12,10 +12,12 @@ from repflow import official, video
 from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
 from repflow.models import build_model, list_models
 from repflow.tvl1 import tvl1
+from repflow.tvnet import TVNet
 
 __all__ = [
     "FlowOfFlow",
     "RepresentationFlow",
+    "TVNet",
     "build_model",
     "data",
     "list_models",

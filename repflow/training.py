@@ -142,7 +142,7 @@ class Progress(L.Callback):
     on_train_end = on_predict_end = on_exception = _close
 
 
-def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_options: int) -> Trained:
+def train(name: str, clips: Clips, num_classes: int, recipe: Recipe, **model_options: object) -> Trained:
     """Build the system `name` (with `build_model`'s options) and train it on `clips` for `recipe.steps` steps.
 
     Reproducible on a CPU: the same arguments give the same weights. Shows a progress bar; may be interrupted. Raises

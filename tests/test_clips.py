@@ -177,7 +177,7 @@ def test_testing_replaces_nothing(source, caplog):
     data = Clips(source(good=5, bad=2), 4, train=False)
     with pytest.raises(VideoError, match=r"bad0\.avi"):
         data[0]
-    model = build_model("rgb_2d", 12).eval()
+    model = build_model("rgb_2d", 12, backbone="tiny_2d").eval()
     with caplog.at_level(logging.WARNING):
         scores = predict(model, data, batch=2)
     assert scores.shape == (7, 12)
@@ -189,7 +189,7 @@ def test_testing_replaces_nothing(source, caplog):
 
 
 def test_scores_of_views_are_the_mean_of_their_softmax(made):
-    model, data = build_model("rgb_2d", 12).eval(), Views(SyntheticMotion(made, "test"), 4, clips=3)
+    model, data = build_model("rgb_2d", 12, backbone="tiny_2d").eval(), Views(SyntheticMotion(made, "test"), 4, clips=3)
     scores = predict(model, data, batch=6)
     with torch.no_grad():
         expected = torch.stack([model(views).softmax(-1).mean(0) for views, _ in data])
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
 
     monkeypatch.setattr(clips, "read_clip", read)
     with pytest.raises(VideoError, match=f"{deadly.name}.* died"):
-        train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1))
+        train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1), backbone="tiny_2d")
 
 
 @pytest.fixture(scope="module")

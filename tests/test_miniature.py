@@ -66,7 +66,7 @@ def test_from_the_folder_to_a_trained_step(layout, shared, tmp_path):
     assert 0 < max(flow.abs().max() for (_, flow), _ in items) <= 1  # one of them may stand still
 
     clips = Clips(training, 4, 2, train=True, resize=40, crop=36)
-    trained = train("repflow_2d", clips, 2, Recipe(steps=1, batch=2), iterations=2, bottleneck=2)
+    trained = train("repflow_2d", clips, 2, Recipe(steps=1, batch=2), iterations=2, bottleneck=2, backbone="tiny_2d")
     assert np.isfinite(trained.losses).all()
     scores = predict(trained.model, Clips(data("test" if layout is hmdb51 else "val"), 4, 2, train=False, crop=36))
     assert scores.shape == (2, 2)

@@ -59,7 +59,7 @@ def test_the_version_is_one():
 def test_modules_import_downward_only():
     floors = (
         ("solver", "spline", "files"),
-        ("tvl1", "layers", "official"),
+        ("tvl1", "layers", "tvnet", "official"),
         ("video", "data", "models"),
         ("figures", "training", "benchmark"),
         ("widgets", "experiments"),
@@ -141,3 +141,13 @@ def test_every_notebook_runs_with_other_parameters(executed):
     assert (run / "index.html").is_file()
     for notebook in find_notebooks():
         assert {path.suffix for path in run.glob(f"{notebook.stem}*")} == {".ipynb", ".html", ".json", ".png"}
+
+
+def test_the_tests_that_the_table_of_differences_names_are_there():
+    table = (ROOT / "notebooks" / "02_representation_flow_layer.ipynb").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", table))
+    defined = {
+        name for file in ROOT.glob("tests/test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert len(named) > 10
+    assert named <= defined

@@ -14,7 +14,7 @@ import numpy as np
 from repflow.experiments.parameters import UsageError
 from repflow.figures import bars
 from repflow.files import read_csv, write_csv
-from repflow.models import list_models
+from repflow.models.systems import SYSTEMS
 
 NOTEBOOK = "04_training_hmdb_kinetics"
 MEASURES = {"top1": "top-1 of 12", "basic": "basic eight", "pairs": "faster or slower"}
@@ -45,11 +45,11 @@ def rows_of(runs: Sequence[Path]) -> list[dict[str, object]]:
 def means(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, np.ndarray]]:
     """Of each model (by the paper's name for it) and measure: all the seeds' values, in percent."""
     return {
-        model["paper"]: {
-            measure: np.array([float(row[measure]) for row in rows if row["model"] == model["name"]])
-            for measure in MEASURES
+        system.paper or name: {
+            measure: np.array([float(row[measure]) for row in rows if row["model"] == name]) for measure in MEASURES
         }
-        for model in list_models()
+        for name, system in SYSTEMS.items()
+        if any(row["model"] == name for row in rows)
     }
 
 

@@ -1,5 +1,6 @@
 """The systems that can be built by name: a backbone, and what it is told about motion."""
 
-from repflow.models.systems import build_model, list_models
+from repflow.models.cost import list_models
+from repflow.models.systems import build_model
 
 __all__ = ["build_model", "list_models"]

@@ -1,16 +1,41 @@
 """Backbones: what turns clips into feature maps, stage by stage."""
 
-from typing import NamedTuple
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repflow.models.inflate import Time, identity_in_time, inflate, take_channels
+from repflow.models.weights import read_weights
 
-class Backbone(NamedTuple):
-    """Stages, each (B, C, T, H, W) to (B, C', T', H', W'), and how many channels C' each gives."""
+Numbers = tuple[float, ...]
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+PLAIN = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Stages, each (B, C, T, H, W) to (B, C', T', H', W'), and what a classifier of their maps has to know.
+
+    widths: the channels C of the input, and C' of each stage.
+    time_stride: frames of the clip to a step in time of the maps, from the first stage on.
+    least: the fewest frames, and the shortest side in pixels, that the stages can take.
+    window: steps in time that are averaged before they are classified.
+    mean, std: of each input channel, for values in 0..1: what the weights were trained on.
+    head: the classifier that belongs to the weights, (classes, C') and (classes,); None with fresh ones.
+    """
 
     stages: list[nn.Module]
     widths: tuple[int, ...]
+    time_stride: int = 1
+    least: tuple[int, int] = (1, 1)
+    window: int = 1
+    mean: Numbers = PLAIN[0]
+    std: Numbers = PLAIN[1]
+    head: tuple[Tensor, Tensor] | None = None
 
 
 class Residual2D(nn.Module):
@@ -30,10 +55,187 @@ class Residual2D(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-def tiny_2d() -> Backbone:
+class PerFrame(nn.Sequential):
+    """Modules for pictures (N, C, H, W), applied to every frame of (B, C, T, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2)
+        return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+def tiny_2d(channels: int = 3) -> Backbone:
     """Three stages for clips of about 48x48 pixels that train in a minute on two cores: 24x24, 12x12, 6x6 maps.
 
     Sees each frame alone: motion is what a flow layer between its stages adds.
     """
-    stem = nn.Sequential(nn.Conv3d(3, 12, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False), nn.BatchNorm3d(12), nn.ReLU())
-    return Backbone([stem, Residual2D(12, 24, stride=2), Residual2D(24, 48, stride=2)], (12, 24, 48))
+    conv = nn.Conv3d(channels, 12, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False)
+    stem = nn.Sequential(conv, nn.BatchNorm3d(12), nn.ReLU())
+    stages = [stem, Residual2D(12, 24, stride=2), Residual2D(24, 48, stride=2)]
+    return Backbone(stages, (channels, 12, 24, 48), mean=(0.5,) * channels, std=(0.5,) * channels)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone made of one of torchvision's networks.
+
+    network: torchvision's name for it. weights: torchvision's entries, by what they were trained on.
+    parts: of each stage, the network's parts in their order.
+    per_frame: the network is one of pictures, and sees each frame alone.
+    to_clips: makes the network of pictures one of clips; told whether its weights are fresh.
+    head: the network's own classifier. Others as for `Backbone`.
+    """
+
+    network: str
+    weights: dict[str, str]
+    parts: tuple[str, ...]
+    widths: tuple[int, ...]
+    normal: tuple[Numbers, Numbers]
+    head: str = "fc"
+    per_frame: bool = False
+    to_clips: Callable[..., None] | None = None
+    options: dict[str, bool] = field(default_factory=dict)
+    time_stride: int = 1
+    least: tuple[int, int] = (1, 1)
+    window: int = 1
+
+
+def build_backbone(name: str, channels: int = 3, weights: str | os.PathLike[str] | None = None) -> Backbone:
+    """The backbone of a name in `BACKBONES`, for clips of `channels` channels (flow: 2).
+
+    weights: None (fresh), "imagenet" or "kinetics400" where torchvision has them, or a file with a state dict of
+    torchvision's network. Raises ValueError for weights that don't fit, OSError for some that cannot be had.
+    """
+    if name == "tiny_2d":
+        if weights is not None:
+            raise ValueError(f"weights: there are none for tiny_2d, expected None, got {weights!r}")
+        return tiny_2d(channels)
+    from torchvision.models import get_model_builder  # takes seconds
+
+    source, fresh = BACKBONES[name], weights is None
+    net = get_model_builder(source.network)(**source.options)
+    if not fresh:
+        _load(net, read_weights(weights, source.weights), source, weights)
+    take_channels(net, channels, fresh=fresh)
+    if source.to_clips:
+        source.to_clips(net, fresh=fresh)
+    kind = PerFrame if source.per_frame else nn.Sequential
+    mean, std = PLAIN if fresh else source.normal
+    if channels != 3:  # flow around 0, scaled as the pictures are (TSN)
+        mean, std = (0.5,) * channels, (sum(std) / 3,) * channels
+    head = net.get_submodule(source.head)
+    return Backbone(
+        [kind(*(net.get_submodule(part) for part in parts.split())) for parts in source.parts],
+        (channels, *source.widths),
+        time_stride=source.time_stride,
+        least=source.least,
+        window=source.window,
+        mean=mean,
+        std=std,
+        head=None if fresh else (head.weight.detach().flatten(1), head.bias.detach()),
+    )
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], source: Pretrained, weights: str | os.PathLike[str]) -> None:
+    """Load a state dict of torchvision's network, which may have been trained for any number of classes."""
+    state = {key: value for key, value in state.items() if not key.startswith("aux")}  # GoogLeNet's, used in training
+    try:
+        for part in ("weight", "bias"):
+            setattr(net.get_submodule(source.head), part, nn.Parameter(state[f"{source.head}.{part}"]))
+        net.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"weights: expected a state dict of torchvision's {source.network}; {str(weights)!r} doesn't fit: {error}"
+        ) from error
+
+
+def _resnet(depth: int) -> Pretrained:
+    """He et al., CVPR 2016, on every frame alone. The weights are torchvision's first: the published training."""
+    expansion = 4 if depth == 50 else 1
+    return Pretrained(
+        f"resnet{depth}",
+        {"imagenet": f"ResNet{depth}_Weights.IMAGENET1K_V1"},
+        ("conv1 bn1 relu maxpool layer1", "layer2", "layer3", "layer4"),
+        tuple(expansion * width for width in (64, 128, 256, 512)),
+        IMAGENET,
+        per_frame=True,
+    )
+
+
+def _resnet_2plus1d(depth: int) -> Pretrained:
+    """The paper's (2+1)D ResNet: of the released Kinetics model, 7x7x7 stem, pool and bottlenecks T x 1 x 1, 1 x 3 x 3,
+    1 x 1 x 1.
+
+    Deviations from the release: T is 3 in every other block (the release: 3, 3, 1, 3, 1, ... in each stage), padding
+    is symmetric, all batch norms have the default epsilon, and a shortcut has one of them.
+    """
+    return replace(_resnet(depth), per_frame=False, to_clips=_to_2plus1d, time_stride=4)
+
+
+def _to_2plus1d(net: nn.Module, *, fresh: bool) -> None:
+    """3x1x1 in every other block, the first of each stage included: a bottleneck's first convolution becomes it, and in
+    a basic block, which has no such place, it comes before the first 1x3x3."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    reduced = {
+        f"{name}.conv1"
+        for name, block in net.named_modules()
+        if isinstance(block, Bottleneck) and int(name.rsplit(".", 1)[1]) % 2 == 0
+    }
+    outside = {"conv1": (7, 2), "maxpool": (3, 2)}
+    inflate(net, lambda name, _: (3, 1) if name in reduced else outside.get(name, (1, 1)), fresh=fresh)
+    for name, block in net.named_modules():
+        if isinstance(block, BasicBlock) and int(name.rsplit(".", 1)[1]) % 2 == 0:
+            block.conv1 = nn.Sequential(identity_in_time(block.conv1.in_channels), block.conv1)
+
+
+def _to_i3d(net: nn.Module, *, fresh: bool) -> None:
+    """Cubic kernels, but for the first two pools, which keep time whole."""
+
+    def time(name: str, module: nn.Module) -> Time:
+        extent, stride = (size if isinstance(size, int) else size[0] for size in (module.kernel_size, module.stride))
+        return (1, 1) if name in ("maxpool1", "maxpool2") else (extent, stride)
+
+    inflate(net, time, fresh=fresh)
+
+
+BACKBONES = {f"resnet{depth}_2d": _resnet(depth) for depth in (18, 34, 50)}
+BACKBONES |= {f"resnet{depth}_2plus1d": _resnet_2plus1d(depth) for depth in (18, 34, 50)}
+# Inception-v1 with 3x3 where Szegedy et al. have 5x5, as I3D has it too. torchvision's network brings pictures from
+# ImageNet's mean and deviation back to [-1, 1], which its weights come from.
+BACKBONES["i3d"] = Pretrained(
+    "googlenet",
+    {"imagenet": "GoogLeNet_Weights.IMAGENET1K_V1"},
+    (
+        "conv1",
+        "maxpool1 conv2 conv3",
+        "maxpool2 inception3a inception3b",
+        "maxpool3 inception4a inception4b inception4c inception4d inception4e",
+        "maxpool4 inception5a inception5b",
+    ),
+    (64, 192, 480, 832, 1024),
+    PLAIN,
+    to_clips=_to_i3d,
+    options={"aux_logits": False, "init_weights": False},
+    least=(3, 15),
+    window=2,
+)
+BACKBONES["s3d"] = Pretrained(
+    "s3d",
+    {"kinetics400": "S3D_Weights.KINETICS400_V1"},
+    tuple(
+        " ".join(f"features.{i}" for i in part)
+        for part in (range(1), range(1, 4), range(4, 7), range(7, 13), range(13, 16))
+    ),
+    (64, 192, 480, 832, 1024),
+    KINETICS,
+    head="classifier.1",
+    least=(5, 17),
+    window=2,
+)
+BACKBONES["r2plus1d_18"] = Pretrained(
+    "r2plus1d_18",
+    {"kinetics400": "R2Plus1D_18_Weights.KINETICS400_V1"},
+    ("stem layer1", "layer2", "layer3", "layer4"),
+    (64, 128, 256, 512),
+    KINETICS,
+)

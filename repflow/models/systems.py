@@ -1,78 +1,203 @@
-"""The table of systems: which flow layer goes where in which backbone."""
+"""The table of systems: which streams, of which backbone, with which flow layer."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from repflow.layers import FlowOfFlow, RepresentationFlow
-from repflow.models.backbones import Backbone, tiny_2d
+from repflow.models.backbones import build_backbone
+from repflow.models.flow_stack import FlowStack
+from repflow.models.motion_input import TVL1Flow, TVNetFlow
+from repflow.models.non_local import NonLocal
+from repflow.models.streams import Stream, TwoStream
+
+
+class Options(TypedDict, total=False):
+    """What some systems take besides `build_model`'s own arguments.
+
+    With a flow layer:
+    flow_after: how many stages of the backbone stand before it; 0 is at the pictures, whose values below 0 its ReLU
+        cuts off. Default 2, the paper's best: after ResNet's second stage of four, its "third residual block".
+    bottleneck, iterations, learn: see `RepresentationFlow`. Default: its own; for tiny_2d 8 channels, 10 iterations.
+    init_scale: see there too. Default 0 with weights, 1 without.
+    With flow of flow:
+    flow_layers, conv_between: 1 to 3 layers, and whether a convolution stands between two. Default 2, True.
+    With a stream of optical flow:
+    flow: "given" to the model, or "tvl1": computed in it, which takes far longer than all else. Default "given".
+    iterations: TVNet's. Default 50.
+    With two streams:
+    fusion: the flow stream's share of the mean of both streams' probabilities. Default 0.5.
+    """
+
+    flow_after: int
+    bottleneck: int
+    iterations: int
+    learn: Collection[str]
+    init_scale: float
+    flow_layers: int
+    conv_between: bool
+    flow: str
+    fusion: float
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stream of a system is built with."""
+
+    num_classes: int
+    backbone: str
+    weights: str | os.PathLike[str] | None
+    dropout: float
+
+    def stream(self, channels: int = 3, source: nn.Module | None = None) -> Stream:
+        backbone = build_backbone(self.backbone, channels, self.weights)
+        return Stream(backbone, self.num_classes, source=source, dropout=self.dropout)
+
+
+def _rgb(common: Common) -> Stream:
+    return common.stream()
+
+
+def _flow(common: Common, *, flow: str = "given") -> Stream:
+    if flow not in ("given", "tvl1"):
+        raise ValueError(f"flow: expected 'given' or 'tvl1', got {flow!r}")
+    return common.stream(2, TVL1Flow() if flow == "tvl1" else None)
+
+
+def _two_stream(common: Common, *, flow: str = "given", fusion: float = 0.5) -> TwoStream:
+    return TwoStream(_rgb(common), _flow(common, flow=flow), fusion)
+
+
+def _tvnet(common: Common, *, iterations: int = 50, fusion: float = 0.5) -> TwoStream:
+    return TwoStream(_rgb(common), common.stream(2, TVNetFlow(iterations)), fusion)
+
+
+def _with_flow_layer(
+    common: Common,
+    *,
+    non_local: bool = False,
+    flow_layers: int = 2,
+    conv_between: bool = True,
+    flow_after: int = 2,
+    init_scale: float | None = None,
+    **layer: Any,
+) -> Stream:
+    """A stream of pictures with a flow layer in it, and a non-local block after that.
+
+    Our choice: one block, where ResNet's third stage begins; Wang et al. have theirs in the second and third stage.
+    """
+    backbone = build_backbone(common.backbone, weights=common.weights)
+    if flow_after not in range(len(backbone.stages) + 1):
+        raise ValueError(
+            f"flow_after: expected 0 to {len(backbone.stages)}, the stages of {common.backbone}, got {flow_after!r}"
+        )
+    if common.backbone == "tiny_2d":
+        layer = {"bottleneck": 8, "iterations": 10} | layer
+    layer["init_scale"] = float(common.weights is None) if init_scale is None else init_scale
+    width = backbone.widths[flow_after]
+    return Stream(
+        backbone,
+        common.num_classes,
+        flow=_flow_layer(width, flow_layers, conv_between, layer),
+        flow_after=flow_after,
+        frames_lost=flow_layers,
+        non_local=NonLocal(width) if non_local else None,
+        dropout=common.dropout,
+    )
+
+
+def _flow_layer(width: int, depth: int, conv_between: bool, layer: dict[str, Any]) -> nn.Module:
+    if depth not in (1, 2, 3):
+        raise ValueError(f"flow_layers: expected 1, 2 or 3, got {depth!r}")
+    if depth == 1:
+        if not conv_between:
+            raise ValueError("conv_between: expected two or more flow layers, got flow_layers=1")
+        return RepresentationFlow(width, **layer)
+    if depth == 2 and conv_between:
+        return FlowOfFlow(width, **layer)
+    return FlowStack(width, depth=depth, conv_between=conv_between, **layer)
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table: the paper's name for it, and the flow layer between two stages, if any."""
+    """paper: its row of the paper's table, or None. make: builds it. backbones: those it can have, its own first.
 
-    paper: str
-    flow_layer: Callable[..., nn.Module] | None
+    takes: the names in `Options` that mean something for it. inputs: what its model is called with, in this order.
+    """
 
+    paper: str | None
+    make: Callable[..., nn.Module]
+    backbones: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("clip",)
+
+
+RESNET_2D = "resnet50_2d", "resnet34_2d", "resnet18_2d", "tiny_2d"
+RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d"
+I3D, S3D, R2PLUS1D = ("i3d",), ("s3d",), ("r2plus1d_18",)
+LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale"
+DEPTH = *LAYER, "flow_layers", "conv_between"
+FUSED = "flow", "fusion"
+_repflow = partial(_with_flow_layer, flow_layers=1)
+_non_local = partial(_with_flow_layer, non_local=True)
 
 SYSTEMS = {
-    "rgb_2d": System("2D RGB", None),
-    "repflow_2d": System("2D + Rep-Flow", RepresentationFlow),
-    "flow_of_flow_2d": System("2D + flow-conv-flow", FlowOfFlow),
+    "rgb_2d": System("2D RGB", _rgb, RESNET_2D),
+    "flow_2d": System("2D Flow", _flow, RESNET_2D, ("flow",), ("flow",)),
+    "two_stream_2d": System("2D Two-Stream", _two_stream, RESNET_2D, FUSED, ("clip", "flow")),
+    "tvnet_2d": System("TVNet (+RGB)", _tvnet, RESNET_2D, ("iterations", "fusion")),
+    "repflow_2d": System("2D + Rep-Flow", _repflow, RESNET_2D, LAYER),
+    "flow_of_flow_2d": System("2D + flow-conv-flow", _with_flow_layer, RESNET_2D, DEPTH),
+    "rgb_2plus1d": System("(2+1)D RGB", _rgb, RESNET_2PLUS1D),
+    "flow_2plus1d": System(None, _flow, RESNET_2PLUS1D, ("flow",), ("flow",)),
+    "two_stream_2plus1d": System("(2+1)D Two-Stream", _two_stream, RESNET_2PLUS1D, FUSED, ("clip", "flow")),
+    "repflow_2plus1d": System("(2+1)D + Rep-Flow", _repflow, RESNET_2PLUS1D, LAYER),
+    "flow_of_flow_2plus1d": System("(2+1)D + Flow-of-flow", _with_flow_layer, RESNET_2PLUS1D, DEPTH),
+    "flow_of_flow_nonlocal_2plus1d": System("(2+1)D + Flow-of-flow + Non-local", _non_local, RESNET_2PLUS1D, DEPTH),
+    "rgb_i3d": System("I3D RGB", _rgb, I3D),
+    "flow_i3d": System("I3D Flow", _flow, I3D, ("flow",), ("flow",)),
+    "two_stream_i3d": System("I3D Two-Stream", _two_stream, I3D, FUSED, ("clip", "flow")),
+    "rgb_s3d": System("S3D RGB", _rgb, S3D),
+    "flow_s3d": System(None, _flow, S3D, ("flow",), ("flow",)),
+    "two_stream_s3d": System("S3D Two-Stream", _two_stream, S3D, FUSED, ("clip", "flow")),
+    "rgb_r2plus1d_18": System(None, _rgb, R2PLUS1D),
 }
 
 
-class Recogniser(nn.Module):
-    """Stages, a flow layer after one of them, and a classifier of every frame whose scores are averaged over time.
-
-    (B, 3, T, H, W) in [-1, 1] -> (B, num_classes) scores.
-    """
-
-    def __init__(self, backbone: Backbone, flow: nn.Module | None, flow_after: int, num_classes: int) -> None:
-        super().__init__()
-        self.below, self.above = (
-            nn.Sequential(*part) for part in (backbone.stages[:flow_after], backbone.stages[flow_after:])
-        )
-        self.flow = flow
-        self.classify = nn.Linear(backbone.widths[-1], num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.below(x)
-        if self.flow is not None:
-            x = self.flow(x)
-        x = self.above(x)
-        return self.classify(x.mean((3, 4)).transpose(1, 2)).mean(1)
-
-
 def build_model(
-    name: str, num_classes: int, *, flow_after: int = 2, bottleneck: int = 8, iterations: int = 10
-) -> Recogniser:
-    """A system of `list_models()` with fresh weights.
+    name: str,
+    num_classes: int,
+    *,
+    backbone: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    dropout: float = 0.0,
+    **options: Unpack[Options],
+) -> nn.Module:
+    """A system of `list_models()`: clips (B, 3, T, H, W), RGB in [-1, 1] -> (B, num_classes) scores.
 
-    flow_after: how many stages stand before the flow layer (the paper's best place: after the third residual block).
-    bottleneck, iterations: the flow layer's channels and steps; see `RepresentationFlow`. Ignored without one.
-    Raises ValueError for an unknown name or place.
+    Systems of two streams take (clip, flow), those of flow alone take the flow: (B, 2, T-1 or T, H, W), u and v in 20
+    pixels a frame, so in [-1, 1]; with flow="tvl1" and in tvnet_2d both take the clip alone.
+
+    backbone: a smaller one than the paper's; tiny_2d is for SyntheticMotion.
+    weights: what the backbone starts from: None (fresh), "imagenet" or "kinetics400" (torchvision's, downloaded once),
+        or a file with a state dict of the same network of torchvision. The classifier is taken along where it has
+        num_classes classes. What the weights expect of their input becomes part of the model.
+    dropout: share of the features that a classifier does not see in training (the released models: 0.5).
+    options: see `Options`.
+    Raises ValueError for an unknown name, or an option that this system does not take or cannot have; OSError for
+    weights that are not there.
     """
     if name not in SYSTEMS:
         raise ValueError(f"model: expected one of {', '.join(SYSTEMS)}, got {name!r}")
-    backbone = tiny_2d()
-    last = len(backbone.stages)
-    if flow_after not in range(1, last + 1):
-        raise ValueError(f"flow_after: expected 1 to {last}, the stages of this backbone, got {flow_after!r}")
-    layer = SYSTEMS[name].flow_layer
-    flow = layer and layer(backbone.widths[flow_after - 1], bottleneck=bottleneck, iterations=iterations)
-    return Recogniser(backbone, flow, flow_after, num_classes)
-
-
-def list_models() -> list[dict[str, str | int]]:
-    """One entry a system: name, row of the paper's table, parameters (for 12 classes)."""
-    return [
-        {
-            "name": name,
-            "paper": system.paper,
-            "parameters": sum(p.numel() for p in build_model(name, 12).parameters()),
-        }
-        for name, system in SYSTEMS.items()
-    ]
+    system = SYSTEMS[name]
+    if unknown := sorted(set(options) - set(system.takes)):
+        takes = ", ".join(("backbone", "weights", "dropout", *system.takes))
+        raise ValueError(f"{name} takes the options {takes}; got {', '.join(unknown)}")
+    backbone = backbone or system.backbones[0]
+    if backbone not in system.backbones:
+        raise ValueError(f"backbone: expected one of {', '.join(system.backbones)} for {name}, got {backbone!r}")
+    return system.make(Common(num_classes, backbone, weights, dropout), **options)

@@ -1,4 +1,4 @@
-"""The 2019 PyTorch releases: their layers under their own parameter names, on the common solver.
+"""The two flow layers of the 2019 PyTorch releases under their own parameter names, on the common solver.
 
 Repaired: the inverted byte masks, which current PyTorch turns into integer indexing (wrong output, NaN gradients).
 All else is as released; what differs from the paper or from `repflow`'s own layers is marked.
@@ -77,11 +77,7 @@ class FlowLayer201906(nn.Module):
 
     def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The learned flow u, v, (B, K, T-1, H, W) each."""
-        maps = self.bottleneck(x)
-        # As released: over the whole batch, and upside down (-255..0).
-        low, high = maps.min(), maps.max()
-        frames = (255 * (maps - low) / (low - high)).transpose(1, 2)
-        first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        first, second = frame_pairs(self.bottleneck(x))
         by_x = F.conv2d(second, self.img_grad, padding=(0, 1))
         by_y = F.conv2d(second, self.img_grad2, padding=(1, 0))
         grad = torch.stack([replace_border(by_x, first, X), replace_border(by_y, first, Y)])
@@ -97,11 +93,23 @@ class FlowLayer201906(nn.Module):
             kernels=_DenseKernels(self.f_grad, self.f_grad2, self.div, self.div2),
             epsilon=0.0,
         )
-        u, v = (f.unflatten(0, (x.shape[0], -1)).transpose(1, 2) for f in flow)
-        return u, v
+        return per_clip(flow[0], len(x)), per_clip(flow[1], len(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x[:, :, :-1] + self.bn(self.unbottleneck(torch.cat(self.flow(x), 1))))
+
+
+def frame_pairs(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled maps (B, K, T, H, W) as frames t and t+1, (B * (T-1), K, H, W) each."""
+    # As released: minimum and maximum of the whole batch, and upside down (-255..0).
+    low, high = maps.min(), maps.max()
+    frames = (255 * (maps - low) / (low - high)).transpose(1, 2)
+    return frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+
+
+def per_clip(frames: Tensor, clips: int) -> Tensor:
+    """Maps of frames, (clips * T, K, H, W), as maps of clips, (clips, K, T, H, W)."""
+    return frames.unflatten(0, (clips, -1)).transpose(1, 2)
 
 
 @dataclass(frozen=True)

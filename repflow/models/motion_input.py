@@ -1,0 +1,44 @@
+"""Optical flow of the pictures themselves, as the input of a flow stream."""
+
+import torch
+from torch import Tensor, nn
+
+from repflow.tvl1 import tvl1
+from repflow.tvnet import TVNet
+
+LARGEST = 20.0  # pixels a frame; what moves faster counts as this fast (Carreira and Zisserman, CVPR 2017)
+
+
+class TVL1Flow(nn.Module):
+    """TV-L1 between successive frames: clips (B, 3, T, H, W), RGB in [-1, 1] -> (B, 2, T-1, H, W) in [-1, 1].
+
+    u and v in pixels per frame, clipped to 20 and divided by 20, as extracted flow is. No gradient.
+    """
+
+    def forward(self, clip: Tensor) -> Tensor:
+        red, green, blue = _levels(clip).float().unbind(1)
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        return _scaled(tvl1(grey[:, :-1], grey[:, 1:]).transpose(1, 2), clip)
+
+
+class TVNetFlow(nn.Module):
+    """The same of `TVNet`, with a gradient for its kernels, and none for the pictures."""
+
+    def __init__(self, iterations: int) -> None:
+        super().__init__()
+        self.tvnet = TVNet(iterations=iterations)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        frames = _levels(clip).transpose(1, 2)
+        first, second = frames[:, :-1], frames[:, 1:]
+        flow = self.tvnet(first.flatten(0, 1), second.flatten(0, 1))
+        return _scaled(flow.unflatten(0, first.shape[:2]).transpose(1, 2), clip)
+
+
+def _levels(clip: Tensor) -> Tensor:
+    """RGB in [-1, 1] as the whole levels 0..255 that it came from, which both programs take."""
+    return ((clip.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _scaled(flow: Tensor, clip: Tensor) -> Tensor:
+    return (flow.clamp(-LARGEST, LARGEST) / LARGEST).to(clip.dtype)

@@ -1,0 +1,15 @@
+"""The 2019 PyTorch releases today: their layers, their networks, and their weights."""
+
+from repflow.official.checkpoints import CheckpointError, convert, load
+from repflow.official.layers import FlowLayer201902, FlowLayer201906
+from repflow.official.models import HMDBFlowOfFlow, KineticsModel
+
+__all__ = [
+    "CheckpointError",
+    "FlowLayer201902",
+    "FlowLayer201906",
+    "HMDBFlowOfFlow",
+    "KineticsModel",
+    "convert",
+    "load",
+]

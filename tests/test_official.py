@@ -1,0 +1,501 @@
+"""The networks of the 2019 releases against their reference outputs; their weights, whole, damaged and hostile."""
+
+import hashlib
+import json
+import os
+import pickle
+import resource
+import struct
+import zipfile
+from collections import OrderedDict
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from fill_state_dict import filled
+from safetensors.torch import save_file
+from torch import nn
+
+from repflow import __version__
+from repflow.official import CheckpointError, HMDBFlowOfFlow, KineticsModel, checkpoints, convert, load, models
+
+NAMES = {"kinetics_model": KineticsModel, "hmdb_flow_of_flow": HMDBFlowOfFlow}
+BOTH = pytest.mark.parametrize("build", NAMES.values())
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The same wiring and names with few channels, so that files are small."""
+    monkeypatch.setattr(models, "FILTERS", (4, 4, 4, 4))
+
+
+@pytest.fixture
+def state(narrow):
+    return filled(KineticsModel(7).state_dict())
+
+
+def clips(*shape, seed=0):
+    return torch.from_numpy(np.random.RandomState(seed).uniform(-1, 1, shape).astype(np.float32))
+
+
+def network(build, *arguments):
+    built = build(*arguments)
+    built.load_state_dict(filled(built.state_dict()))
+    return built
+
+
+# The networks.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_networks(shared, name):
+    golden = np.load(shared / "golden" / f"{name}_logits.npz")
+    released = json.loads((shared / "golden" / f"{name}_keys.json").read_text())
+    built = NAMES[name]().eval()
+    assert {key: list(value.shape) for key, value in built.state_dict().items()} == released
+    built.load_state_dict(filled(built.state_dict(), int(golden["salt"])))
+    x = clips(*golden["shape"], seed=int(golden["input_seed"]))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-8)):
+        with torch.no_grad():
+            scores = built.to(dtype)(x.to(dtype))
+        assert scores.dtype == dtype
+        torch.testing.assert_close(scores.double(), torch.from_numpy(golden["logits"]), rtol=0, atol=tolerance)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(2, 3, 15, 15, 17), (1, 3, 16, 112, 112), (1, 3, 16, 128, 171), (1, 3, 64, 64, 48)])
+def test_clips_of_many_sizes(build, shape, narrow):
+    built = network(build, 5).eval()
+    with torch.no_grad():
+        scores = built(clips(*shape))
+    assert scores.shape == (shape[0], 5)
+    assert scores.isfinite().all()
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(3, 16, 32, 32), (1, 4, 16, 32, 32), (0, 3, 16, 32, 32), (1, 3, 8, 112, 112)])
+def test_other_shapes_are_refused(build, shape, narrow):
+    with pytest.raises(ValueError, match=r"expected clips \(B, 3, T, H, W\) .* T >= 1[15]"):
+        build()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("build", "frames", "side"), [(KineticsModel, 11, 15), (HMDBFlowOfFlow, 15, 9)])
+def test_the_smallest_clips_are_seen(build, frames, side, narrow):
+    built = network(build).eval()
+    one, other = (built(clips(1, 3, frames, side, side, seed=seed)) for seed in (0, 1))
+    assert (one - other).abs().max() > 1e-3
+    for smaller in ((frames - 1, side, side), (frames, side - 1, side), (frames, side, side - 1)):
+        with pytest.raises(ValueError, match=f"T >= {frames}, H and W >= {side}"):
+            built(clips(1, 3, *smaller))
+    with pytest.raises(ValueError, match="floating-point"):
+        built(torch.zeros(1, 3, 11, 32, 32, dtype=torch.uint8))
+
+
+def test_same_padding_is_the_least_and_comes_behind():
+    for size, kernel, stride in product(range(1, 12), range(1, 8), range(1, 4)):
+        line = models.SamePad((kernel, 1, 1), (stride, 1, 1))(torch.ones(1, 1, size, 1, 1)).flatten()
+        places = -(-size // stride)
+        assert len(line.unfold(0, kernel, stride)) == places
+        if len(line) > size:
+            assert len(line) == (places - 1) * stride + kernel
+        front, behind = line.tolist().index(1), line.flip(0).tolist().index(1)
+        assert behind - front in (0, 1)
+        assert line.sum() == size
+
+
+@BOTH
+def test_gradients_in_training(build, narrow):
+    built, x = network(build, 5).train(), clips(2, 3, 16, 32, 32).requires_grad_()
+    built(x).square().sum().backward()
+    for name, p in [*built.named_parameters(), ("x", x)]:
+        assert p.grad.isfinite().all(), name
+        assert p.grad.any(), name
+
+
+@BOTH
+def test_iterations_are_those_of_every_flow_layer(build, narrow):
+    built, x = network(build, 5, 10).eval(), clips(1, 3, 16, 32, 32)
+    before = built(x)
+    for layer in (module for module in built.modules() if hasattr(module, "n_iter")):
+        assert layer.n_iter == 10
+        layer.n_iter = 1
+        after = built(x)
+        assert (after - before).abs().max() > 1e-4
+        before = after
+    assert {module.n_iter for module in build(5, 3).modules() if hasattr(module, "n_iter")} == {3}
+
+
+@BOTH
+def test_compiles_whole(build, narrow):
+    built, x = network(build, 5).eval(), clips(1, 3, 15, 16, 16)
+    compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), built(x))
+
+
+# Weights as people have them.
+
+
+def zipped(content, path):
+    torch.save(content, path)
+
+
+def before_2020(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "ordered": OrderedDict,
+    "parameters": lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
+    "checkpoint": lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"state": {}, "param_groups": [{"lr": 0.01}]}},
+    "model": lambda s: {"model": s},
+    "model_state_dict": lambda s: {"loss": 0.5, "model_state_dict": s},
+    "net": lambda s: {"net": s},
+    "parallel": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "compiled": lambda s: {"state_dict": {f"_orig_mod.{k}": v for k, v in s.items()}},
+    "parallel, compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    "uncounted": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    "transposed": lambda s: {k: v.mT.contiguous().mT if v.ndim > 1 else v for k, v in s.items()},
+    "double": lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("save", [zipped, before_2020])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_every_wrapping_loads_the_same(wrapping, save, state, tmp_path):
+    save(WRAPPINGS[wrapping](state), tmp_path / "weights.pt")
+    built = load(tmp_path / "weights.pt")
+    with (tmp_path / "weights.pt").open("r+b") as file:
+        file.write(bytes(os.path.getsize(file.name)))  # the weights do not live in the file
+    assert isinstance(built, KineticsModel)
+    assert not any(module.training for module in built.modules())
+    assert all(p.requires_grad for p in built.parameters())
+    assert built.state_dict().keys() == state.keys()
+    for name, value in built.state_dict().items():
+        assert value.dtype == state[name].dtype, name
+        assert value.is_contiguous(), name
+        assert torch.equal(value, state[name]), name
+
+
+def test_loads_the_flow_of_flow_network_and_it_computes(narrow, tmp_path):
+    original = network(HMDBFlowOfFlow, 6).eval()
+    before_2020(original.state_dict(), tmp_path / "weights.pt")
+    built, x = load(str(tmp_path / "weights.pt"), model="hmdb_flow_of_flow"), clips(1, 3, 16, 32, 32)
+    assert torch.equal(built(x), original(x))
+
+
+def test_half_precision_becomes_float32(state, tmp_path):
+    zipped({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "weights.pt")
+    for name, value in load(tmp_path / "weights.pt").state_dict().items():
+        assert torch.equal(value, state[name].half().to(state[name].dtype)), name
+
+
+def test_safetensors_by_others(state, tmp_path):
+    save_file(state, tmp_path / "weights.safetensors")
+    (tmp_path / "weights.safetensors").rename(tmp_path / "weights.bin")
+    assert torch.equal(load(tmp_path / "weights.bin").stem.weight, state["stem.weight"])
+
+
+# Weights that do not fit.
+
+
+def changed(state, **values):
+    return state | {key.replace("__", "."): value for key, value in values.items()}
+
+
+def test_missing_unexpected_and_misshapen_weights_are_named(state, tmp_path):
+    path = tmp_path / "weights.pt"
+    wrong = changed(
+        state, bn1__bias=torch.zeros(5), extra=torch.zeros(1), rep_flow__t=torch.zeros(1, dtype=torch.int64)
+    )
+    del wrong["rep_flow.a"], wrong["bn1.weight"]
+    zipped(wrong, path)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "2 missing: bn1.weight, rep_flow.a;" in message
+    assert "1 unexpected: extra;" in message
+    assert "bn1.bias (5,) floating-point instead of (4,) floating-point" in message
+    assert "rep_flow.t (1,) torch.int64 instead of (1,) floating-point" in message
+
+
+def test_long_lists_are_shortened(state, tmp_path):
+    zipped(state, tmp_path / "weights.pt")
+    with pytest.raises(
+        CheckpointError, match=r"model 'hmdb_flow_of_flow'.* \d\d\d missing.*\.\.\.; \d\d\d unexpected"
+    ) as caught:
+        load(tmp_path / "weights.pt", model="hmdb_flow_of_flow")
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_named(value, state, tmp_path):
+    state["res4.blocks.2.layers.5.weight"] = state["res4.blocks.2.layers.5.weight"].double()
+    state["res4.blocks.2.layers.5.weight"][0, 0, 0, 0, 0] = value
+    zipped(state, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"NaN or infinite.*: res4\.blocks\.2\.layers\.5\.weight$"):
+        load(tmp_path / "weights.pt")
+
+
+def test_the_model_is_one_of_two(tmp_path):
+    with pytest.raises(ValueError, match="kinetics, hmdb_flow_of_flow"):
+        load(tmp_path / "weights.pt", model="resnet")
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(()), torch.zeros(0, 16, 1, 1, 1), torch.zeros(2**62, 0)])
+def test_a_classifier_of_no_classes(weight, state, tmp_path):
+    zipped(changed(state, classify__weight=weight), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"classify\.weight \("):
+        load(tmp_path / "weights.pt")
+
+
+# Files that hold something else, or lie.
+
+
+class Hostile:
+    """Writes a file as soon as it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def pickled(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+def newer_protocol(content, path):
+    torch.save(content, path, pickle_protocol=4)
+
+
+@pytest.mark.parametrize("save", [zipped, before_2020, pickled, newer_protocol])
+def test_a_pickle_that_runs_code_does_not_run(save, state, tmp_path):
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(Hostile(marker)))
+    marker.rmdir()  # so it does run, where it is let
+    for content in (
+        Hostile(marker),
+        {"state_dict": state, "note": Hostile(marker)},
+        changed(state, extra=Hostile(marker)),
+    ):
+        save(content, tmp_path / "weights.pt")
+        with pytest.raises(CheckpointError, match=r"weights\.pt"):
+            load(tmp_path / "weights.pt")
+        with pytest.raises(CheckpointError):
+            convert(tmp_path / "weights.pt", "kinetics", tmp_path / "out")
+    assert not marker.exists()
+    assert os.listdir(tmp_path) == ["weights.pt"]
+
+
+@pytest.mark.parametrize("save", [zipped, before_2020])
+def test_a_whole_model_is_refused_with_advice(save, narrow, tmp_path):
+    for content in (KineticsModel(), {"model": nn.Linear(2, 2)}):
+        save(content, tmp_path / "weights.pt")
+        with pytest.raises(CheckpointError, match=r"(KineticsModel|Linear).*torch\.save\(model\.state_dict\(\)"):
+            load(tmp_path / "weights.pt")
+
+
+def replaced(path, old, new):
+    """Change what a file by torch.save says, with right check sums where it has them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            if name.endswith("data.pkl"):
+                assert old in content
+                content = content.replace(old, new, 1)
+            archive.writestr(name, content)
+
+
+def compressed(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data.pkl", b"\x80\x02}." + bytes(10**6))
+
+
+def flipped(path):
+    zipped({"stem.weight": torch.full((999,), 2.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<f", 2.0)) + 400] ^= 1
+    path.write_bytes(content)
+
+
+def cut(save, share):
+    def write(path):
+        save({"a": torch.zeros(9999)}, path)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+
+    return write
+
+
+def bytearray_of_2_gib(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**31 - 1) + b"\x85R.")
+
+
+def storage_of_8_gib(path):
+    before_2020({"stem.weight": torch.zeros(2058)}, path)
+    content = path.read_bytes()
+    claim = b"M" + struct.pack("<H", 2058)
+    assert claim in content
+    path.write_bytes(content.replace(claim, b"J" + struct.pack("<i", 2**31 - 1), 1))
+
+
+def sparse(path):
+    zipped({"a": torch.eye(3).to_sparse()}, path)
+
+
+def attribute(path):
+    content = OrderedDict(a=torch.zeros(1))
+    content.get = 3
+    zipped(content, path)
+
+
+def circle(path):
+    content = {}
+    content["model"] = content
+    zipped(content, path)
+
+
+NO_WEIGHTS = {
+    "missing": (lambda path: None, "there is none"),
+    "folder": (lambda path: path.mkdir(), "folder"),
+    "pipe": (os.mkfifo, "there is none"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "text": (lambda path: path.write_text("import os\n" * 9), "begins with b'import o'"),
+    "list": (lambda path: zipped([torch.zeros(1)], path), "an object of type list"),
+    "tensor": (lambda path: before_2020(torch.zeros(1), path), "an object of type Tensor"),
+    "empty dictionary": (lambda path: zipped({"state_dict": {}}, path), "an empty one"),
+    "numbers": (lambda path: zipped({"epoch": 3, "w": torch.zeros(1)}, path), "no tensors: epoch"),
+    "numbered": (lambda path: zipped({0: torch.zeros(1)}, path), "no names"),
+    "numpy": (lambda path: zipped({"w": np.zeros(2)}, path), r"numpy"),
+    "arrays": (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), "damaged, or not"),
+    "newer pickle": (lambda path: newer_protocol({"w": torch.zeros(1)}, path), "pickle protocol 4"),
+    "compressed": (compressed, "compressed"),
+    "flipped": (flipped, "check sum"),
+    "zip cut": (cut(zipped, 0.8), "damaged"),
+    "old file cut": (cut(before_2020, 0.5), "damaged"),
+    "old pickle cut": (cut(before_2020, 0.002), "damaged"),
+    "safetensors cut": (cut(save_file, 0.5), "damaged"),
+    "header of 10 GB": (lambda path: path.write_bytes(struct.pack("<Q", 10**10) + b"{}"), "header"),
+    "bytes of 2 GiB": (bytearray_of_2_gib, "bytearray"),
+    "storage of 8 GiB": (storage_of_8_gib, "damaged"),
+    "weight of 4 TB": (lambda path: zipped({"classify.weight": torch.zeros(1).expand(10**6, 10**6)}, path), "larger"),
+    "sparse": (sparse, "sparse"),
+    "attribute": (attribute, "damaged"),
+    "circle": (circle, "no tensors: model"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_what_holds_no_weights_is_refused(kind, narrow, tmp_path):
+    path = tmp_path / "weights.pt"
+    write, reason = NO_WEIGHTS[kind]
+    write(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_storage_that_claims_more_than_its_file(state, tmp_path):
+    path, length = tmp_path / "weights.pt", b"M" + struct.pack("<H", 60_000)
+    zipped(changed(state, classify__bias=torch.arange(60_000.0)), path)
+    for old in (length, length + b"\x85"):  # the storage's, and the tensor's, a tuple
+        replaced(path, old, b"J" + struct.pack("<i", 2**30) + old[3:])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("save", [zipped, before_2020, save_file])
+def test_damage_raises_nothing_else(save, state, tmp_path):
+    path, chance = tmp_path / "weights", np.random.RandomState(0)
+    save(state, path)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        for place in chance.randint(0, chance.choice([200, 20_000, len(whole)]), 3):
+            content[place] = chance.randint(256)
+        path.write_bytes(content)
+        try:
+            load(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 10
+
+
+# Conversion.
+
+
+@pytest.fixture
+def source(state, tmp_path):
+    before_2020({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "released.pt")
+    return tmp_path / "released.pt"
+
+
+def test_conversion_and_back(source, state, tmp_path):
+    out = tmp_path / "new" / "kinetics"
+    convert(source, "kinetics", out)
+    assert json.loads((out / "model.json").read_text()) == {
+        "model": "kinetics",
+        "num_classes": 7,
+        "iterations": 10,
+        "source": "released.pt",
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "repflow": __version__,
+    }
+    for path in (out, out / "model.safetensors"):
+        built = load(path).state_dict()
+        assert built.keys() == state.keys()
+        assert all(torch.equal(built[name], state[name]) for name in state)
+    assert os.listdir(out.parent) == ["kinetics"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+
+
+def test_conversion_overwrites_nothing(source, state, tmp_path):
+    out = tmp_path / "out"
+    convert(source, "kinetics", out)
+    first = (out / "model.safetensors").stat()
+    convert(source, "kinetics", out)
+    assert (out / "model.safetensors").stat().st_mtime_ns == first.st_mtime_ns
+    before_2020(changed(state, rep_flow__t=torch.ones(1)), source)
+    for other in (out, source):
+        content = (out / "model.json").read_bytes(), source.read_bytes()
+        with pytest.raises(FileExistsError, match=other.name):
+            convert(source, "kinetics", other)
+        assert ((out / "model.json").read_bytes(), source.read_bytes()) == content
+    assert sorted(os.listdir(tmp_path)) == ["out", "released.pt"]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
+def test_an_interrupted_conversion_leaves_nothing(fault, source, tmp_path, monkeypatch):
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise fault
+
+    monkeypatch.setattr(checkpoints, "save_file", half)
+    with pytest.raises(fault):
+        convert(source, "kinetics", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["released.pt"]
+
+
+def test_a_folder_by_convert_says_what_it_is(source, tmp_path):
+    out = tmp_path / "out"
+    convert(source, "kinetics", out)
+    record = json.loads((out / "model.json").read_text())
+    (out / "model.json").write_text(json.dumps(record | {"iterations": 3}))
+    assert load(out).rep_flow.n_iter == 3
+    with pytest.raises(CheckpointError, match=r"'hmdb_flow_of_flow'.*'kinetics'"):
+        load(out, "hmdb_flow_of_flow")
+    with pytest.raises(CheckpointError, match="folder"):
+        convert(out, "kinetics", tmp_path / "other")
+    for text in (b"", b"[]", b"{}", b"[" * 10**5, b"\xff", json.dumps(record | {"iterations": "many"}).encode()):
+        (out / "model.json").write_bytes(text)
+        with pytest.raises(CheckpointError, match=str(out)):
+            load(out)
