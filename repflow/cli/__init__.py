@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow import __version__
+from repflow.cli import evaluate
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (UsageError, OSError) as error:
+    except (UsageError, OSError, ValueError) as error:  # ours say what was expected, what came and what to do
+        logging.getLogger(__name__).debug("", exc_info=True)
         sys.stderr.write(f"repflow: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
 
@@ -55,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="execute notebooks", description=_run.__doc__, allow_abbrev=False))
     _add_flow(commands.add_parser("flow", help="TV-L1 flow of a video", description=_flow.__doc__, allow_abbrev=False))
     _add_bench(commands.add_parser("bench", help="measure time and memory", allow_abbrev=False))
+    for name, add, run, text in (
+        ("evaluate", evaluate.add, evaluate.run, "accuracy on test videos"),
+        ("convert", evaluate.add_convert, evaluate.run_convert, "checkpoints of the 2019 release as safetensors"),
+    ):
+        add(commands.add_parser(name, help=text, description=run.__doc__, allow_abbrev=False))
     _add_data(commands.add_parser("data", help="prepare and check data sets", allow_abbrev=False))
     doctor = commands.add_parser("doctor", help="what works here", description=_doctor.__doc__, allow_abbrev=False)
     doctor.set_defaults(command=_doctor)

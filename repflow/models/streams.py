@@ -1,6 +1,7 @@
 """Networks of clips: one stream, with or without a flow layer in it, and two of them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,11 @@ class Stream(nn.Module):
             frames = frames_lost + frames if flow_after == 0 else frames_lost * backbone.time_stride + 1
         self.least_frames = frames
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is called with: "clip" or "flow"."""
+        return ("clip",) if len(self.mean) == 3 or self.source is not None else ("flow",)
+
     def below(self, x: Tensor) -> Tensor:
         """What the flow layer sees: the maps of the stages before it, (B, C', T', H', W')."""
         if self.source is not None:
@@ -85,6 +91,11 @@ class TwoStream(nn.Module):
         self.rgb, self.flow = rgb, flow
         self.fusion = fusion
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is called with: "clip", or "clip" and "flow"."""
+        return tuple(dict.fromkeys((*self.rgb.inputs, *self.flow.inputs)))
+
     def forward(self, clip: Tensor, flow: Tensor | None = None) -> Tensor:
         if (flow is None) != (self.flow.source is not None):
             raise ValueError(
@@ -95,6 +106,17 @@ class TwoStream(nn.Module):
         rgb, flow = self.rgb(clip), self.flow(clip if flow is None else flow)
         shares = math.log(1 - self.fusion), math.log(self.fusion)
         return torch.logaddexp(rgb.log_softmax(-1) + shares[0], flow.log_softmax(-1) + shares[1])
+
+
+def inputs_of(model: nn.Module, item: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Of a clip, or a clip and its flow, what `model` is called with. Raises ValueError where its flow is missing."""
+    there = {"clip": item} if isinstance(item, Tensor) else dict(zip(("clip", "flow"), item, strict=True))
+    wanted = getattr(model, "inputs", ("clip",))  # the released networks see clips alone
+    if "flow" in wanted and "flow" not in there:
+        raise ValueError(
+            "this model needs flow beside the clips: take Clips(..., flow=...), or --flow on the command line"
+        )
+    return [there[name] for name in wanted]
 
 
 def _check(x: Tensor, channels: int, frames: int, side: int) -> None:

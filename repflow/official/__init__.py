@@ -1,6 +1,6 @@
 """The 2019 PyTorch releases today: their layers, their networks, and their weights."""
 
-from repflow.official.checkpoints import CheckpointError, convert, load
+from repflow.official.checkpoints import CheckpointError, convert, kind_of, load
 from repflow.official.layers import FlowLayer201902, FlowLayer201906
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 
@@ -11,5 +11,6 @@ __all__ = [
     "HMDBFlowOfFlow",
     "KineticsModel",
     "convert",
+    "kind_of",
     "load",
 ]

@@ -66,6 +66,23 @@ def load(path: str | Path, model: str = "kinetics") -> nn.Module:
     return network.eval()
 
 
+def kind_of(path: str | Path) -> str:
+    """Which of the released networks the weights in `path` are of: "kinetics" or "hmdb_flow_of_flow".
+
+    Raises CheckpointError where they are of neither, or cannot be read.
+    """
+    path = Path(path)
+    with _naming(str(path)):
+        state = _tensors(path / WEIGHTS if path.is_dir() else path)
+        for name, (_, classifier) in MODELS.items():
+            if classifier in state:
+                return name
+        raise CheckpointError(
+            f"expected weights of a released network, which have {' or '.join(c for _, c in MODELS.values())}; got "
+            f"{len(state)} others, such as {next(iter(state))}"
+        )
+
+
 def convert(path: str | Path, model: str, out: str | Path) -> None:
     """Rewrite a file that `load` reads as the folder `out`: model.safetensors, and model.json, which says what it is.
 

@@ -1,0 +1,68 @@
+"""The arguments that name a data set and how clips are taken from it, for the commands that read one."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repflow.experiments import UsageError
+
+if TYPE_CHECKING:
+    from repflow.data.lists import Listed
+
+KINDS = "hmdb51", "kinetics", "synthetic"
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """--data, --fold, --classes, --list."""
+    add = parser.add_argument
+    add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
+    add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 (default: 1)")
+    add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
+    add("--list", type=Path, metavar="FILE",
+        help="Kinetics: an official CSV file or the 2019 release's JSON; HMDB51: lines 'video class'")  # fmt: skip
+
+
+def open_dataset(arguments: argparse.Namespace, subset: str) -> "Listed":
+    """The data set that the arguments name. `subset` is "train" or "test"; Kinetics tests on its "val".
+
+    Raises UsageError for arguments that don't go together, ValueError and OSError as the data set does.
+    """
+    from repflow.data import HMDB51, Kinetics, SyntheticMotion
+    from repflow.data.lists import read_classes
+
+    if arguments.data is None:
+        raise UsageError(f"--data SET ROOT: expected one of {', '.join(KINDS)} and its folder")
+    kind, root = arguments.data
+    if kind not in KINDS:
+        raise UsageError(f"--data {kind}: expected one of {', '.join(KINDS)}, and then the folder")
+    classes = read_classes(arguments.classes) if arguments.classes else None
+    if kind == "kinetics":
+        return Kinetics(root, "val" if subset == "test" else subset, csv=arguments.list, classes=classes)
+    if kind == "hmdb51":
+        return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True)
+    if arguments.list:
+        raise UsageError("--list: SyntheticMotion has its own lists")
+    return SyntheticMotion(root, subset, classes)
+
+
+def add_clips(parser: argparse.ArgumentParser) -> None:
+    """--preset, --frames, --stride, --resize, --crop, --flow."""
+    add = parser.add_argument
+    add("--preset", choices=("2019",), help="clips as the released weights need them: 16 frames at stride 2, crop 112, "
+        "values upside down; resized to 128 first, which is our choice")  # fmt: skip
+    add("--frames", type=int, metavar="N", help="of a clip")
+    add("--stride", type=int, metavar="N", help="take every N-th frame")
+    add("--resize", type=int, metavar="PX", help="the shorter side before cutting")
+    add("--crop", type=int, metavar="PX", help="side of the square that is cut out")
+    add("--flow", metavar="DIR", help="the folder that extract-flow wrote, or tvl1 to compute flow while reading")
+
+
+def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for `Clips` and `Views`: the defaults, over them the preset's, over them what was asked for."""
+    from repflow.data import PRESETS
+
+    preset = PRESETS[arguments.preset] | {"resize": 128} if arguments.preset else {}
+    names = ("frames", "stride", "resize", "crop", "flow")
+    asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return {**defaults, **preset, **asked}

@@ -1,0 +1,111 @@
+"""`repflow evaluate` and `repflow convert`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repflow.cli.datasets import add_clips, add_dataset, clip_settings, open_dataset
+from repflow.experiments import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from repflow.evaluation import Predictions
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `repflow evaluate`."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE",
+        help="weights: of a run of this package, or a .pt file (or its conversion) of the 2019 release")  # fmt: skip
+    add("--predictions", type=Path, nargs="+", metavar="FILE", help="instead: what earlier evaluations saved")
+    add("--weights", type=float, nargs="+", metavar="W", help="fuse those predictions: a weight for each")
+    add_dataset(parser)
+    add_clips(parser)
+    add("--clips", type=int, default=10, metavar="N", help="clips of a video (default: 10)")
+    add("--crops", type=int, choices=(1, 3), default=1, help="crops of a clip (default: 1)")
+    add("--batch", type=int, default=16, metavar="N", help="clips at once (default: 16)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read videos (default: 0)")
+    add("--out", type=Path, metavar="DIR", help="write predictions.npz, metrics.json, classes.csv, confusion.csv")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Top-1 and top-5 accuracy on test videos, with 95 % intervals, and how many of the expected videos were evaluated.
+    With several --predictions: their weighted fusion, or without --weights the mean over folds. Several processes share
+    the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..."""
+    from repflow.evaluation import folds, measures, process_group, write_evaluation
+
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        raise UsageError("expected either --checkpoint or --predictions")
+    facts: dict[str, object] = {}
+    if arguments.checkpoint:
+        with process_group() as first:
+            parts, facts = [_evaluated(arguments)], {name: str(v) for name, v in vars(arguments).items() if v}
+        if not first:
+            return 0
+        facts.pop("command")
+    else:
+        parts = _loaded(arguments)
+    if len(parts) > 1:
+        for part in parts:
+            _show(measures(part))
+        _show(folds(parts))
+        return 0
+    _show(write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0]))
+    return 0
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `repflow convert`."""
+    parser.set_defaults(command=run_convert)
+    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="a .pt file of the 2019 release")
+    parser.add_argument("out", type=Path, metavar="DIR", help="gets model.safetensors and model.json")
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Rewrite a checkpoint of the 2019 release, Kinetics or HMDB51 flow-of-flow, as weights that no program is in."""
+    from repflow.official import convert, kind_of
+
+    convert(arguments.checkpoint, kind_of(arguments.checkpoint), arguments.out)
+    sys.stdout.write(f"{arguments.out}\n")
+    return 0
+
+
+def _evaluated(arguments: argparse.Namespace) -> "Predictions":
+    from repflow.data import Views
+    from repflow.evaluation import evaluate
+
+    if arguments.weights:
+        raise UsageError("--weights: fusion takes --predictions of several models")
+    source = open_dataset(arguments, "test")
+    model, defaults = _model(arguments.checkpoint)
+    settings = clip_settings(arguments, defaults)
+    views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
+    return evaluate(model, views, source, arguments.batch, arguments.workers)
+
+
+def _model(checkpoint: Path) -> "tuple[nn.Module, dict[str, object]]":
+    """A model in eval mode, and the settings of the clips that it was trained on."""
+    from repflow.official import kind_of, load
+
+    return load(checkpoint, kind_of(checkpoint)), {"frames": 16}
+
+
+def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":
+    from repflow.evaluation import Predictions, fuse
+
+    parts = [Predictions.load(path) for path in arguments.predictions]
+    return [fuse(parts, arguments.weights)] if arguments.weights else parts
+
+
+def _show(found: dict[str, float | int]) -> None:
+    for k in (1, 5):
+        top = f"top-{k}  {found[f'top{k}']:.1f} %"
+        interval = (
+            f"  (95 %: {found[f'top{k}_low']:.1f} to {found[f'top{k}_high']:.1f})" if f"top{k}_low" in found else ""
+        )
+        sys.stdout.write(top + interval + "\n")
+    over = f", mean of {found['folds']} folds" if "folds" in found else ""
+    sys.stdout.write(f"evaluated {found['evaluated']} of {found['expected']} videos{over}\n")

@@ -1,0 +1,307 @@
+"""Evaluation: predictions of every test video, what they are worth, and their fusion."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm.auto import tqdm
+
+from repflow.data.clips import Clips, Inputs, Views
+from repflow.data.lists import Listed
+from repflow.files import beside, write_csv
+from repflow.models import inputs_of
+from repflow.video import VideoError
+
+RESAMPLES = 2000  # of the bootstrap
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of every test video, in the data set's order.
+
+    videos: names; labels: (N,) integers, indices into `classes`; probabilities: (N, classes) float32, NaN in the rows
+    of videos that could not be read; expected: how many videos the lists name, those that are not here included.
+    """
+
+    videos: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: list[str]
+    expected: int
+
+    def __post_init__(self) -> None:
+        shape = len(self.videos), len(self.classes)
+        if self.probabilities.shape != shape or self.labels.shape != shape[:1] or self.expected < len(self.videos):
+            raise ValueError(
+                f"expected {shape[0]} labels, probabilities of shape {shape} and at least {shape[0]} expected videos, "
+                f"got {self.labels.shape}, {self.probabilities.shape} and {self.expected}"
+            )
+        if shape[0] and not 0 <= self.labels.min() <= self.labels.max() < shape[1]:
+            raise ValueError(f"labels: expected 0 to {shape[1] - 1}, got {self.labels.min()} to {self.labels.max()}")
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """Which videos have a prediction, (N,) of bool."""
+        return np.isfinite(self.probabilities).all(1)
+
+    def hits(self, k: int) -> np.ndarray:
+        """Of every evaluated video, whether its class is among the k most probable ones. Ties count against it."""
+        there = self.evaluated
+        probabilities, labels = self.probabilities[there], self.labels[there]
+        own = np.take_along_axis(probabilities, labels[:, None], 1)
+        return (probabilities >= own).sum(1) <= k
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz file, whole or not at all."""
+        path = Path(path)
+        with beside(path) as folder:
+            with (folder / "whole").open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    videos=np.array(self.videos, dtype=np.str_),
+                    labels=self.labels,
+                    probabilities=self.probabilities,
+                    classes=np.array(self.classes, dtype=np.str_),
+                    expected=self.expected,
+                )
+            (folder / "whole").replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Predictions":
+        """What `save` wrote. Raises OSError for a file that is missing or holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    file["videos"].tolist(),
+                    file["labels"],
+                    file["probabilities"],
+                    file["classes"].tolist(),
+                    int(file["expected"]),
+                )
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # NumPy's readers raise nearly anything
+            raise OSError(f"{os.fspath(path)!r}: expected predictions by `repflow evaluate`, got {error}") from error
+
+
+def evaluate(model: nn.Module, clips: Clips, source: Listed, batch: int = 32, workers: int = 0) -> Predictions:
+    """Predictions of `model` for every video of `source`, a data set whose `clips` (usually `Views`) these are.
+
+    Probabilities are the softmax, averaged over a video's views. Nothing replaces a video that cannot be read.
+    """
+    scores = predict(model, clips, batch, workers)
+    if not isinstance(clips, Views):
+        scores = torch.from_numpy(scores).softmax(-1).numpy()
+    if scores.shape[1] != len(source.classes):
+        raise ValueError(f"the model tells {scores.shape[1]} classes, the data set has {len(source.classes)}")
+    names = [Path(path).relative_to(source.root).as_posix() for path, _ in source.samples]
+    labels = np.array([label for _, label in source.samples], np.int64)
+    return Predictions(names, labels, scores, list(source.classes), source.expected)
+
+
+def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -> np.ndarray:
+    """Scores (videos, num_classes), float32, in the data set's order: of `Clips` as the model has them, of `Views` the
+    mean of their softmax. Nothing replaces a video that cannot be read: its scores are NaN.
+
+    The model is set to eval mode and runs on a GPU where there is one. `batch` counts clips. In a process group
+    (torchrun) every process takes its share of the videos, each video once, and all get all scores. Raises VideoError
+    where no video can be read, or where one ends the process that reads it.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    loader = DataLoader(
+        _Readable(clips),
+        max(1, batch // clips.views),
+        sampler=range(rank, len(clips), world),
+        num_workers=workers,
+        collate_fn=_collate,
+    )
+    model.to(device).eval()
+    results = []
+    try:
+        with torch.inference_mode():
+            for item in tqdm(loader, desc="predicting", leave=False, disable=rank > 0):
+                if item is not None:
+                    indices, inputs = item
+                    results.append((indices, _scores(model, inputs, device).float().cpu()))
+    except RuntimeError as error:
+        name_the_video(error, clips)
+        raise
+    for indices, scores in results:
+        if not scores.isfinite().all():
+            bad = clips.samples[int(indices[~scores.isfinite().all(1)][0])][0]
+            raise ValueError(f"the model's scores for {os.fspath(bad)!r} are not finite; its weights are not usable")
+    results = _gathered(results, world)
+    if not results:
+        raise VideoError(f"none of {len(clips)} videos can be read; check them")
+    indices, values = (torch.cat(part) for part in zip(*results, strict=True))
+    scores = torch.full((len(clips), values.shape[1]), torch.nan)
+    scores[indices] = values
+    return scores.numpy()
+
+
+@contextmanager
+def process_group() -> Iterator[bool]:
+    """Joins the processes that torchrun started, if it did. Yields whether this one is the first, which writes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def fuse(parts: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
+    """Late fusion: the weighted mean of several models' probabilities for the same videos.
+
+    See Simonyan and Zisserman, "Two-stream convolutional networks" (NIPS 2014). A video that one of them has no
+    prediction for has none. Raises ValueError for other videos, labels or classes in one of them, or weights that are
+    not positive numbers, one for each.
+    """
+    if len(weights) != len(parts) or not parts or not all(0 < weight < np.inf for weight in weights):
+        raise ValueError(f"weights: expected {len(parts)} numbers > 0, got {list(weights)}")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.videos != first.videos or part.classes != first.classes or (part.labels != first.labels).any():
+            raise ValueError("expected predictions for the same videos, labels and classes in the same order")
+    shares = np.asarray(weights, np.float32) / sum(weights)
+    total = sum(share * part.probabilities for share, part in zip(shares, parts, strict=True))
+    return Predictions(first.videos, first.labels, total, first.classes, first.expected)
+
+
+def measures(predictions: Predictions, seed: int = 0) -> dict[str, float | int]:
+    """top1 and top5 in percent of the evaluated videos, with 95 % intervals (_low, _high), evaluated and expected.
+
+    The intervals are percentiles of a bootstrap over videos: what other test videos of the same kind would give, not
+    other training runs.
+    """
+    evaluated = int(predictions.evaluated.sum())
+    rng = np.random.default_rng(seed)
+    found: dict[str, float | int] = {}
+    for k in (1, 5):
+        hits = predictions.hits(k)
+        # of so many draws with replacement, hits are binomial: no need to draw videos one by one
+        again = rng.binomial(evaluated, hits.mean(), RESAMPLES) / evaluated if evaluated else np.array([np.nan])
+        low, high = np.percentile(100 * again, [2.5, 97.5])
+        top = 100 * float(hits.mean()) if evaluated else np.nan
+        found |= {f"top{k}": top, f"top{k}_low": float(low), f"top{k}_high": float(high)}
+    return found | {"evaluated": evaluated, "expected": predictions.expected}
+
+
+def confusion(predictions: Predictions) -> np.ndarray:
+    """How often a video of class i was taken for class j: (classes, classes) of int."""
+    there = predictions.evaluated
+    counts = np.zeros((len(predictions.classes),) * 2, int)
+    np.add.at(counts, (predictions.labels[there], predictions.probabilities[there].argmax(1)), 1)
+    return counts
+
+
+def per_class(predictions: Predictions) -> list[dict[str, str | int | float | None]]:
+    """A row a class: its videos, top-1 in percent of them, and what it is taken for most often else."""
+    rows = []
+    for name, counts in zip(predictions.classes, confusion(predictions), strict=True):
+        own, videos = len(rows), int(counts.sum())
+        others = counts.copy()
+        others[own] = 0
+        rival = int(others.argmax())
+        rows.append(
+            {
+                "class": name,
+                "videos": videos,
+                "top1": 100 * int(counts[own]) / videos if videos else None,
+                "taken_for": predictions.classes[rival] if others[rival] else "",
+                "times": int(others[rival]),
+            }
+        )
+    return rows
+
+
+def folds(parts: Sequence[Predictions]) -> dict[str, float | int]:
+    """The mean of several folds' measures; counts are summed. Raises ValueError for other classes in one of them."""
+    if any(part.classes != parts[0].classes for part in parts):
+        raise ValueError("expected folds of the same classes")
+    each = [measures(part) for part in parts]
+    mean = {f"top{k}": float(np.mean([fold[f"top{k}"] for fold in each])) for k in (1, 5)}
+    return mean | {name: sum(fold[name] for fold in each) for name in ("evaluated", "expected")} | {"folds": len(each)}
+
+
+def write_evaluation(predictions: Predictions, folder: Path, facts: dict[str, object]) -> dict[str, float | int]:
+    """Write predictions.npz, classes.csv, confusion.csv and metrics.json (with `facts`) to `folder`.
+
+    Returns what `measures` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = measures(predictions)
+    predictions.save(folder / "predictions.npz")
+    write_csv(folder / "classes.csv", per_class(predictions))
+    columns = predictions.classes
+    rows = [
+        {"true": name} | dict(zip(columns, map(int, line), strict=True))
+        for name, line in zip(columns, confusion(predictions), strict=True)
+    ]
+    write_csv(folder / "confusion.csv", rows)
+    with beside(folder / "metrics.json") as hidden:
+        (hidden / "whole").write_text(json.dumps(found | facts, indent=2, default=str) + "\n", encoding="utf-8")
+        (hidden / "whole").replace(folder / "metrics.json")
+    return found
+
+
+def name_the_video(error: RuntimeError, clips: Clips) -> None:
+    """Raise VideoError where the DataLoader's error tells of a worker that died: with what it was reading."""
+    if names := clips.being_read(error):
+        raise VideoError(
+            f"the process that read {' or '.join(map(repr, names))} died; leave the file out, or read it by itself"
+        ) from error
+
+
+class _Readable(Dataset[tuple[int, Inputs] | None]):
+    """Test clips beside their indices; None for a video that cannot be read, which the log names."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[int, Inputs] | None:
+        try:
+            return index, self.clips[index][0]
+        except VideoError as error:
+            _log.warning("not evaluated: %s", error)
+            return None
+
+
+def _collate(items: list[tuple[int, Inputs] | None]) -> list | None:
+    return default_collate(there) if (there := [item for item in items if item is not None]) else None
+
+
+def _scores(model: nn.Module, inputs: Tensor | list[Tensor], device: torch.device) -> Tensor:
+    """Scores of a batch of clips; of several views the mean of their softmax."""
+    parts = [part.to(device) for part in inputs_of(model, inputs)]
+    if parts[0].ndim == 5:
+        return model(*parts)
+    scores = model(*(views.flatten(0, 1) for views in parts)).softmax(-1)
+    return scores.unflatten(0, parts[0].shape[:2]).mean(1)
+
+
+def _gathered(results: list[tuple[Tensor, Tensor]], world: int) -> list[tuple[Tensor, Tensor]]:
+    """Every process's results, in every process."""
+    if world == 1:
+        return results
+    everyone: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world)]
+    dist.all_gather_object(everyone, results)
+    return [result for process in everyone for result in process]

@@ -1,0 +1,247 @@
+"""What predictions are worth, their fusion, and that every video counts once."""
+
+import json
+import subprocess
+import sys
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+
+from repflow import official
+from repflow.cli import main
+from repflow.data import HMDB51, Clips, SyntheticMotion, Views
+from repflow.evaluation import Predictions, confusion, evaluate, folds, fuse, measures, per_class, predict
+from repflow.files import read_csv
+from repflow.models import build_model
+
+CLASSES = ["a", "b", "c"]
+NAN = [np.nan] * 3
+
+
+def predictions(rows, labels, expected=None, classes=CLASSES):
+    names = [f"v{i}.avi" for i in range(len(rows))]
+    return Predictions(names, np.array(labels), np.array(rows, np.float32), classes, expected or len(rows))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "set"
+    SyntheticMotion.make(root, train=1, test=1, unused=0, size=32, frames=6)
+    return root
+
+
+def test_accuracies_by_hand():
+    found = measures(predictions([[3, 2, 1], [1, 2, 3], [1, 2, 3], NAN, [2, 2, 1]], [0, 1, 2, 0, 1], expected=7))
+    assert (found["evaluated"], found["expected"]) == (4, 7)
+    assert found["top1"] == 50  # a tie is no hit
+    assert found["top5"] == 100
+    assert found["top1_low"] < 50 < found["top1_high"]
+
+
+def test_top5_of_many_classes(rng):
+    scores = torch.rand(200, 9, generator=rng)
+    labels = torch.randint(9, (200,), generator=rng)
+    found = measures(predictions(scores.numpy(), labels.numpy(), classes=[str(i) for i in range(9)]))
+    among = (scores.topk(5).indices == labels[:, None]).any(1).float().mean()
+    assert found["top5"] == pytest.approx(100 * among.item())
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        right = rng.random(150) < 0.7
+        found = measures(predictions(np.where(right[:, None], [2, 1, 0], [1, 2, 0]), np.zeros(150, int)))
+        covered += found["top1_low"] <= 70 <= found["top1_high"]
+    assert 0.91 < covered / 300 < 0.985
+
+
+def test_nothing_evaluated_is_no_accuracy():
+    found = measures(predictions([NAN, NAN], [0, 1]))
+    assert np.isnan(found["top1"])
+    assert found["evaluated"] == 0
+
+
+def test_classes_and_confusion():
+    part = predictions([[3, 2, 1], [1, 3, 2], [1, 3, 2], [1, 2, 3], NAN], [0, 0, 0, 2, 1])
+    np.testing.assert_array_equal(confusion(part), [[1, 2, 0], [0, 0, 0], [0, 0, 1]])
+    rows = per_class(part)
+    assert [row["top1"] for row in rows] == [pytest.approx(100 / 3), None, 100]
+    assert (rows[0]["taken_for"], rows[0]["times"], rows[1]["videos"]) == ("b", 2, 0)
+
+
+def test_fusion_is_the_weighted_mean():
+    first, second = predictions([[1, 0, 0], NAN], [0, 1]), predictions([[0, 1, 0], [0, 1, 0]], [0, 1])
+    fused = fuse([first, second], [3, 1])
+    np.testing.assert_allclose(fused.probabilities[0], [0.75, 0.25, 0])
+    assert fused.evaluated.tolist() == [True, False]
+    with pytest.raises(ValueError, match="same videos"):
+        fuse([first, predictions([[0, 1, 0]], [0])], [1, 1])
+    with pytest.raises(ValueError, match="same videos, labels"):
+        fuse([first, predictions([[0, 1, 0], [0, 1, 0]], [0, 2])], [1, 1])
+    for weights in ([1], [1, 0], [1, np.nan]):
+        with pytest.raises(ValueError, match="expected 2 numbers > 0"):
+            fuse([first, second], weights)
+
+
+def test_the_mean_over_folds():
+    parts = [predictions([[3, 2, 1]] * 2, [0, truth], expected=3) for truth in (0, 1, 1)]
+    assert folds(parts) == {"top1": pytest.approx(200 / 3), "top5": 100, "evaluated": 6, "expected": 9, "folds": 3}
+
+
+def test_saved_and_loaded(tmp_path):
+    part = predictions([[3, 2, 1], NAN], [0, 2], expected=4, classes=["a", "ü b", "c"])
+    part.save(tmp_path / "p.npz")
+    again = Predictions.load(tmp_path / "p.npz")
+    np.testing.assert_array_equal(again.probabilities, part.probabilities)
+    assert (again.videos, again.classes, again.expected) == (part.videos, part.classes, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04damaged"])
+def test_other_files_are_no_predictions(tmp_path, content):
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(OSError, match="expected predictions"):
+        Predictions.load(tmp_path / "p.npz")
+
+
+def test_a_pickle_in_a_predictions_file_is_not_read(tmp_path):
+    np.savez(tmp_path / "p.npz", videos=np.array([{}], object))
+    with pytest.raises(OSError, match="expected predictions"):
+        Predictions.load(tmp_path / "p.npz")
+
+
+def test_predictions_of_a_data_set(made):
+    source = SyntheticMotion(made, "test")
+    model = build_model("repflow_2d", 12, backbone="tiny_2d", iterations=2).eval()
+    part = evaluate(model, Views(source, 4, clips=2), source, batch=6)
+    with torch.no_grad():
+        expected = torch.stack([model(views).softmax(-1).mean(0) for views, _ in Views(source, 4, clips=2)])
+    np.testing.assert_allclose(part.probabilities, expected, rtol=1e-4, atol=1e-6)
+    single = evaluate(model, Clips(source, 4, train=False), source)
+    np.testing.assert_allclose(single.probabilities.sum(1), 1, rtol=1e-5)
+    assert part.videos == [path.relative_to(made).as_posix() for path, _ in source.samples]
+    assert part.labels.tolist() == [label for _, label in source.samples]
+    assert part.expected == source.expected == 12
+
+
+def test_a_model_takes_what_it_is_made_for(made):
+    source = SyntheticMotion(made, "test")
+    with_flow = Clips(source, 3, train=False, flow="tvl1")
+    for name in ("rgb_2d", "flow_2d", "two_stream_2d"):
+        model = build_model(name, 12, backbone="tiny_2d").eval()
+        assert predict(model, with_flow).shape == (12, 12)
+    with pytest.raises(ValueError, match="needs flow beside the clips"):
+        predict(model, Clips(source, 3, train=False))
+
+
+def test_weights_that_give_nan_are_no_prediction(made):
+    source = SyntheticMotion(made, "test")
+    model = build_model("rgb_2d", 12, backbone="tiny_2d")
+    torch.nn.init.constant_(model.classify.bias, torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        predict(model, Clips(source, 3, train=False))
+
+
+def test_a_model_of_other_classes_is_refused(made):
+    source = SyntheticMotion(made, "test")
+    with pytest.raises(ValueError, match="tells 5 classes, the data set has 12"):
+        evaluate(build_model("rgb_2d", 5, backbone="tiny_2d"), Clips(source, 3, train=False), source)
+
+
+def test_two_processes_count_every_video_once(made, tmp_path):
+    """Eleven videos, one of them unreadable, which two processes cannot share evenly."""
+    script = tmp_path / "evaluate.py"
+    script.write_text(
+        dedent(
+            """
+            import sys
+            from pathlib import Path
+            import numpy as np, torch, torch.distributed as dist
+            from types import SimpleNamespace
+            from repflow.data import Clips, SyntheticMotion
+            from repflow.evaluation import predict
+            from repflow.models import build_model
+
+            root, out, rank, world = *sys.argv[1:3], *map(int, sys.argv[3:])
+            if world > 1:
+                dist.init_process_group("gloo", f"file://{out}.store", rank=rank, world_size=world)
+            samples = SyntheticMotion(root, "test").samples[:11]
+            samples[4] = (Path("nowhere.avi"), 0)
+            torch.manual_seed(0)
+            model = build_model("rgb_2d", 12, backbone="tiny_2d").eval()
+            scores = predict(model, Clips(SimpleNamespace(samples=samples), 4, train=False), batch=2)
+            np.save(f"{out}_{world}_{rank}.npy", scores)
+            """
+        )
+    )
+    command = [sys.executable, script, made, tmp_path / "scores"]
+    jobs = [subprocess.Popen([*map(str, command), str(rank), str(world)]) for rank, world in ((0, 1), (0, 2), (1, 2))]
+    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    alone, first, second = (np.load(tmp_path / f"scores_{name}.npy") for name in ("1_0", "2_0", "2_1"))
+    np.testing.assert_allclose(first, alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(first, second)
+    assert np.isnan(alone).all(1).tolist() == [i == 4 for i in range(11)]
+
+
+def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
+    root = tmp_path / "set"
+    for name, video in (("brush_hair", "test.avi"), ("wave", "arm_wrestling.mp4")):
+        (root / name).mkdir(parents=True)
+        (root / name / f"a{video[-4:]}").symlink_to((root / name / f"copy{video[-4:]}").name)
+        (root / name / f"copy{video[-4:]}").write_bytes((shared / "videos" / video).read_bytes())
+        (root / f"{name}_test_split1.txt").write_text("a.avi 2\ngone.avi 2\n")
+    model = official.HMDBFlowOfFlow(2)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "official.pt")
+    arguments = ["--preset", "2019", "--data", "hmdb51", str(root), "--clips", "1", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "official.pt"), *arguments]) == 0
+    assert "evaluated 2 of 4 videos" in capsys.readouterr().out
+    part = Predictions.load(tmp_path / "out" / "predictions.npz")
+    source = HMDB51(root, subset="test", missing_ok=True)
+    views = Views(source, clips=1, frames=16, stride=2, crop=112, resize=128, inverted=True)
+    with torch.no_grad():
+        expected = torch.stack([model.eval()(clips)[0].softmax(-1) for clips, _ in views])
+    np.testing.assert_allclose(part.probabilities, expected, rtol=1e-3, atol=1e-5)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["evaluated"], metrics["expected"]) == (2, 4)
+    assert [row["class"] for row in read_csv(tmp_path / "out" / "classes.csv")] == ["brush_hair", "wave"]
+
+    assert main(["convert", str(tmp_path / "official.pt"), str(tmp_path / "ours")]) == 0
+    again = ["evaluate", "--checkpoint", str(tmp_path / "ours"), *arguments[:-1], str(tmp_path / "again")]
+    assert main(again) == 0
+    converted = Predictions.load(tmp_path / "again" / "predictions.npz")
+    np.testing.assert_array_equal(converted.probabilities, part.probabilities)
+
+    saved = [str(tmp_path / name / "predictions.npz") for name in ("out", "again")]
+    capsys.readouterr()
+    assert main(["evaluate", "--predictions", *saved]) == 0
+    assert "evaluated 4 of 8 videos, mean of 2 folds" in capsys.readouterr().out
+    assert main(["evaluate", "--predictions", *saved, "--weights", "1", "2"]) == 0
+    assert "evaluated 2 of 4 videos\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --checkpoint or --predictions"),
+        (["--checkpoint", "a.pt"], "--data SET ROOT"),
+        (["--checkpoint", "a.pt", "--data", "ucf101", "."], "--data ucf101: expected one of hmdb51"),
+        (["--predictions", "no.npz"], "no.npz"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, message, capsys):
+    assert main(["evaluate", *arguments]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_text_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "a.pt").write_text("no weights")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "wave_test_split1.txt").write_text("a.avi 2\n")
+    code = main(["evaluate", "--checkpoint", str(tmp_path / "a.pt"), "--data", "hmdb51", str(tmp_path / "set")])
+    assert code == 1
+    assert "a.pt" in capsys.readouterr().err
