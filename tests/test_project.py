@@ -113,11 +113,13 @@ def test_links_in_the_readme_lead_somewhere():
 
 
 def test_the_code_in_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     names = {}
     exec(compile(code, "README", "exec"), names)  # noqa: S102 (our own text)
     assert names["out"].shape == (2, 64, 7, 28, 28)
     assert names["flow"].shape == (2, 240, 320)
+    assert names["scores"].shape == (1, 51)
+    assert len(names["systems"]) > 15
 
 
 @pytest.fixture(scope="module")
