@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import circumstances, video
+from repflow.benchmark import circumstances, systems, video
 from repflow.benchmark import solver as benchmark
 from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
 from repflow.benchmark.solver import PASSES, Problem
@@ -286,3 +286,43 @@ def test_a_video_too_short_for_the_readers(tmp_path, capsys):
     path = next(tmp_path.glob("set/left/*.avi"))
     assert main(["bench", "video", str(path)]) == 1
     assert "at least 32 frames, got 9" in capsys.readouterr().err
+
+
+def test_stages_of_a_system_add_up():
+    seconds = {("decode", "repflow.video"): 0.01, ("tvl1", "OpenCV"): 1.0, ("tvl1", "repflow, cpu"): 0.1}
+    networks = {"two_stream_2plus1d": 0.4, "repflow_2plus1d": 0.2, "rgb_2plus1d": 0.16}
+    seconds |= {("forward", name): value for name, value in networks.items()}
+    rows = [
+        {"stage": s, "by": by, "batch": 2 if s == "forward" else 1, "median_s": v} for (s, by), v in seconds.items()
+    ]
+    lines = {line["system"]: line for line in systems.table(rows, "OpenCV")}
+    assert lines["two_stream_2plus1d"]["total_ms"] == pytest.approx(10 + 1000 + 200)
+    assert lines["repflow_2plus1d"]["total_ms"] == pytest.approx(10 + 100)
+    assert lines["repflow_2plus1d"]["paper_ms"] == 622
+    found = {row["ratio"]: row for row in systems.ratios(list(lines.values()), rows)}
+    two_streams = found["two-stream / rep-flow, (2+1)D"]
+    assert two_streams["paper"] == pytest.approx(8623 / 622)
+    assert two_streams["here"] == pytest.approx(1210 / 110)
+    assert found["rep-flow / RGB, (2+1)D"]["network_alone"] == pytest.approx(0.2 / 0.16)
+    assert len(found) == 2
+
+
+def test_every_stage_is_timed(monkeypatch):
+    setting = systems.Setting(frames=9, size=32, batch=2)
+    rows = systems.time_systems(setting, repeats=1, names=("two_stream_i3d", "repflow_2plus1d"))
+    stages = {(row["stage"], row["by"]) for row in rows}
+    assert {("decode", "repflow.video"), ("tvl1", "repflow, cpu"), ("training step", "repflow_2plus1d")} <= stages
+    for row in rows:
+        assert row["median_s"] > 0
+        assert row["clips_per_s"] == pytest.approx(row["batch"] / row["median_s"])
+    monkeypatch.setattr(systems, "MOST", 2)
+    assert systems.best_batch("repflow_2plus1d", setting, repeats=1)["batch"] in (1, 2)
+    layers = systems.time_layers(setting, repeats=1)
+    assert layers[0]["percent_of_rgb"] == 100
+    assert 0 < layers[1]["percent_of_rgb"] < 100
+
+
+@pytest.mark.parametrize("numbers", [{"frames": 8}, {"size": 16}, {"batch": 0}])
+def test_settings_that_no_system_can_take(numbers):
+    with pytest.raises(ValueError, match="at least 9 frames"):
+        systems.Setting(**numbers)

@@ -61,7 +61,7 @@ def test_modules_import_downward_only():
         ("solver", "spline", "files"),
         ("tvl1", "layers", "tvnet", "official"),
         ("video", "data", "models"),
-        ("figures", "training", "benchmark"),
+        ("figures", "training", "evaluation", "benchmark"),
         ("widgets", "experiments"),
         ("cli", "__main__", "__init__"),
     )

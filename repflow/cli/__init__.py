@@ -128,6 +128,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         ("solver", _add_bench_solver, _bench_solver, "the solver's engines and the layers"),
         ("tvl1", _add_bench_tvl1, _bench_tvl1, "optical flow of images, by several programs"),
         ("video", _add_bench_video, _bench_video, "random clips of videos, by several decoders"),
+        ("systems", _add_bench_systems, _bench_systems, "a clip in every system of the table, stage by stage"),
     ):
         command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
 
@@ -217,6 +218,44 @@ def _bench_video(arguments: argparse.Namespace) -> int:
         rows = video.time_readers(videos, **numbers)
     _hand_out(rows, numbers | circumstances("av", "torchcodec", "cv2"), arguments.out)
     _tell_of_extra(rows)
+    return 0
+
+
+def _add_bench_systems(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", choices=PROFILES, default="paper", help="tiny: 9 frames of 48x48; small: 16 of 112x112; paper: 32 "
+        "of 224x224 (default)")  # fmt: skip
+    add("--frames", type=int, metavar="N", help="of a clip, instead of the profile's")
+    add("--size", type=int, metavar="PX", help="its height and width, instead of the profile's")
+    add("--batch", type=int, default=1, metavar="N", help="clips at a time (default: 1)")
+    add("--best", action="store_true", help="also find each network's batch with most clips a second")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    _add_device(parser)
+
+
+def _bench_systems(arguments: argparse.Namespace) -> int:
+    """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
+    training step, in random order; then the paper's milliseconds and ratios beside these."""
+    from repflow.benchmark import circumstances, systems
+    from repflow.files import text_table
+
+    asked = {name: value for name, value in _numbers(arguments, frames=9, size=32).items() if value}
+    numbers = _numbers(arguments, batch=1, repeats=1)
+    device = _device(arguments.device)
+    setting = systems.Setting(**{**systems.PROFILES[arguments.profile], **asked}, batch=numbers["batch"], device=device)
+    _check_writable(arguments.out)
+    rows = systems.time_systems(setting, numbers["repeats"])
+    if arguments.best:
+        rows += [systems.best_batch(name, setting) for name in systems.TABLE]
+    layers = systems.time_layers(setting, numbers["repeats"])
+    facts = asdict(setting) | numbers | circumstances("av", "cv2", "numba", "triton")
+    facts.pop("batch")  # a column of its own
+    _hand_out(rows, facts, arguments.out)
+    for program in dict.fromkeys(row["by"] for row in rows if row["stage"] == "tvl1"):
+        lines = systems.table(rows, program)
+        found = systems.ratios(lines, rows)
+        sys.stdout.write(f"\nTV-L1 by {program}\n\n{text_table(lines)}\n\n{text_table(found)}\n")
+    sys.stdout.write(f"\n{text_table(layers)}\n")
     return 0
 
 
