@@ -452,3 +452,16 @@ def test_the_cost_of_a_flow_layer():
         model(torch.empty(1, 3, 1, 224, 224))
     head = 2048 * 400
     assert cost["repflow_2d"] - cost["rgb_2d"] == convolutions + solver - sum(sizes) - head
+
+
+def test_the_tiny_networks_differ_in_time_alone(rng):
+    clip = torch.randn(2, 3, 5, 48, 48, generator=rng)
+    plain, temporal = (build_model(f"rgb_{kind}", 12, backbone=f"tiny_{kind}").eval() for kind in ("2d", "2plus1d"))
+    shuffled = clip[:, :, [2, 0, 4, 1, 3]]
+    torch.testing.assert_close(plain(clip), plain(shuffled))
+    temporal.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(temporal(clip), plain(clip))  # 3x1x1 begin as the identity
+    for name, parameter in temporal.named_parameters():
+        if ".time." in name:
+            torch.nn.init.normal_(parameter, generator=rng)
+    assert (temporal(clip) - temporal(shuffled)).abs().max() > 1e-3

@@ -38,12 +38,16 @@ class Backbone:
     head: tuple[Tensor, Tensor] | None = None
 
 
-class Residual2D(nn.Module):
-    """Basic residual block on every frame of (B, C, T, H, W) alone (He et al., CVPR 2016)."""
+class Residual(nn.Module):
+    """Basic residual block on every frame of (B, C, T, H, W) alone (He et al., CVPR 2016).
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    With `temporal` a 3x1x1 convolution comes first, so that it sees three frames.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, *, temporal: bool) -> None:
         super().__init__()
         step = (1, stride, stride)
+        self.time = identity_in_time(channels_in) if temporal else nn.Identity()
         self.conv1 = nn.Conv3d(channels_in, channels, (1, 3, 3), step, (0, 1, 1), bias=False)
         self.bn1 = nn.BatchNorm3d(channels)
         self.conv2 = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1), bias=False)
@@ -51,7 +55,7 @@ class Residual2D(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv3d(channels_in, channels, 1, step, bias=False), nn.BatchNorm3d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(self.time(x))))))
         return F.relu(out + self.shortcut(x))
 
 
@@ -63,14 +67,15 @@ class PerFrame(nn.Sequential):
         return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
-def tiny_2d(channels: int = 3) -> Backbone:
+def tiny(channels: int, *, temporal: bool) -> Backbone:
     """Three stages for clips of about 48x48 pixels that train in a minute on two cores: 24x24, 12x12, 6x6 maps.
 
-    Sees each frame alone: motion is what a flow layer between its stages adds.
+    tiny_2d sees each frame alone: motion is what a flow layer between its stages adds. tiny_2plus1d (`temporal`) sees
+    three frames in each of two blocks, and so some motion by itself.
     """
     conv = nn.Conv3d(channels, 12, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False)
     stem = nn.Sequential(conv, nn.BatchNorm3d(12), nn.ReLU())
-    stages = [stem, Residual2D(12, 24, stride=2), Residual2D(24, 48, stride=2)]
+    stages = [stem, *(Residual(width, 2 * width, 2, temporal=temporal) for width in (12, 24))]
     return Backbone(stages, (channels, 12, 24, 48), mean=(0.5,) * channels, std=(0.5,) * channels)
 
 
@@ -105,10 +110,10 @@ def build_backbone(name: str, channels: int = 3, weights: str | os.PathLike[str]
     weights: None (fresh), "imagenet" or "kinetics400" where torchvision has them, or a file with a state dict of
     torchvision's network. Raises ValueError for weights that don't fit, OSError for some that cannot be had.
     """
-    if name == "tiny_2d":
+    if name in TINY:
         if weights is not None:
-            raise ValueError(f"weights: there are none for tiny_2d, expected None, got {weights!r}")
-        return tiny_2d(channels)
+            raise ValueError(f"weights: there are none for {name}, expected None, got {weights!r}")
+        return tiny(channels, temporal=TINY[name])
     from torchvision.models import get_model_builder  # takes seconds
 
     source, fresh = BACKBONES[name], weights is None
@@ -198,6 +203,7 @@ def _to_i3d(net: nn.Module, *, fresh: bool) -> None:
     inflate(net, time, fresh=fresh)
 
 
+TINY = {"tiny_2d": False, "tiny_2plus1d": True}  # whether they see time
 BACKBONES = {f"resnet{depth}_2d": _resnet(depth) for depth in (18, 34, 50)}
 BACKBONES |= {f"resnet{depth}_2plus1d": _resnet_2plus1d(depth) for depth in (18, 34, 50)}
 # Inception-v1 with 3x3 where Szegedy et al. have 5x5, as I3D has it too. torchvision's network brings pictures from

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from repflow.layers import FlowOfFlow, RepresentationFlow
-from repflow.models.backbones import build_backbone
+from repflow.models.backbones import TINY, build_backbone
 from repflow.models.flow_stack import FlowStack
 from repflow.models.motion_input import TVL1Flow, TVNetFlow
 from repflow.models.non_local import NonLocal
@@ -22,7 +22,7 @@ class Options(TypedDict, total=False):
     With a flow layer:
     flow_after: how many stages of the backbone stand before it; 0 is at the pictures, whose values below 0 its ReLU
         cuts off. Default 2, the paper's best: after ResNet's second stage of four, its "third residual block".
-    bottleneck, iterations, learn: see `RepresentationFlow`. Default: its own; for tiny_2d 8 channels, 10 iterations.
+    bottleneck, iterations, learn: see `RepresentationFlow`. Default: its own; for tiny ones 8 channels, 10 iterations.
     init_scale: see there too. Default 0 with weights, 1 without.
     With flow of flow:
     flow_layers, conv_between: 1 to 3 layers, and whether a convolution stands between two. Default 2, True.
@@ -95,7 +95,7 @@ def _with_flow_layer(
         raise ValueError(
             f"flow_after: expected 0 to {len(backbone.stages)}, the stages of {common.backbone}, got {flow_after!r}"
         )
-    if common.backbone == "tiny_2d":
+    if common.backbone in TINY:
         layer = {"bottleneck": 8, "iterations": 10} | layer
     layer["init_scale"] = float(common.weights is None) if init_scale is None else init_scale
     width = backbone.widths[flow_after]
@@ -137,7 +137,7 @@ class System:
 
 
 RESNET_2D = "resnet50_2d", "resnet34_2d", "resnet18_2d", "tiny_2d"
-RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d"
+RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d", "tiny_2plus1d"
 I3D, S3D, R2PLUS1D = ("i3d",), ("s3d",), ("r2plus1d_18",)
 LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale"
 DEPTH = *LAYER, "flow_layers", "conv_between"
@@ -182,7 +182,7 @@ def build_model(
     Systems of two streams take (clip, flow), those of flow alone take the flow: (B, 2, T-1 or T, H, W), u and v in 20
     pixels a frame, so in [-1, 1]; with flow="tvl1" and in tvnet_2d both take the clip alone.
 
-    backbone: a smaller one than the paper's; tiny_2d is for SyntheticMotion.
+    backbone: a smaller one than the paper's; tiny_2d and tiny_2plus1d are for SyntheticMotion.
     weights: what the backbone starts from: None (fresh), "imagenet" or "kinetics400" (torchvision's, downloaded once),
         or a file with a state dict of the same network of torchvision. The classifier is taken along where it has
         num_classes classes. What the weights expect of their input becomes part of the model.
