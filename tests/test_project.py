@@ -1,10 +1,14 @@
 """The project's own files agree with each other."""
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -153,3 +157,26 @@ def test_the_tests_that_the_table_of_differences_names_are_there():
     }
     assert len(named) > 10
     assert named <= defined
+
+
+@pytest.mark.parametrize("name", ["ci", "gpu"])
+def test_workflows_only_call_scripts_and_may_only_read(name):
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8")
+    workflow = {"on" if key is True else key: value for key, value in yaml.safe_load(text).items()}  # YAML 1.1's on
+    jsonschema.validate(workflow, json.loads((ROOT / "tests" / "workflow.schema.json").read_text()))
+    for job in workflow["jobs"].values():
+        scripts = [step["run"].split()[0] for step in job["steps"] if "run" in step]
+        assert scripts
+        assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+    if name == "gpu":  # a machine of ours: no stranger's code on it
+        assert "pull_request" not in workflow["on"]
+        assert workflow["on"]["push"]["branches"] == ["main"]
+
+
+def test_gpu_checks_say_that_they_are_skipped(tmp_path):
+    """On this machine with any GPU hidden."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    command = [ROOT / "ci" / "gpu", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ci/gpu: SKIPPED: PyTorch finds no GPU here\n")
+    assert not (tmp_path / "out").exists()
