@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import circumstances, systems, video
+from repflow.benchmark import circumstances, scaling, systems, video
 from repflow.benchmark import solver as benchmark
 from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
 from repflow.benchmark.solver import PASSES, Problem
@@ -86,7 +86,7 @@ def test_rows_name_settings_machine_and_versions(solver):
 def test_what_the_fast_engine_saves_does_not_grow_with_iterations(part):
     def saved(engine, iterations):
         problem = Problem(channels=2, pairs=2, size=8, iterations=iterations)
-        counts = {benchmark._saved(benchmark._task(problem, part, engine, name)) for name in PASSES}
+        counts = {benchmark.saved_bytes(benchmark.task_of(problem, part, engine, name)) for name in PASSES}
         assert len(counts) == 1  # the backward pass keeps nothing more
         return counts.pop()
 
@@ -96,8 +96,8 @@ def test_what_the_fast_engine_saves_does_not_grow_with_iterations(part):
 
 def test_a_storage_saved_twice_counts_once():
     x = torch.ones(100, requires_grad=True)
-    assert benchmark._saved(lambda: x * x) == 400
-    assert benchmark._saved(lambda: x[:50] * x[50:]) == 400
+    assert benchmark.saved_bytes(lambda: x * x) == 400
+    assert benchmark.saved_bytes(lambda: x[:50] * x[50:]) == 400
 
 
 def test_all_tasks_of_a_part_get_the_same_numbers():
@@ -110,7 +110,7 @@ def test_peak_memory_holds_what_is_saved():
     problem = Problem(channels=8, pairs=4, size=64, iterations=10)
     cases = [("function", engine, "forward + backward") for engine in ("reference", "cpu")]
     reference, fast = benchmark._peaks(problem, cases)
-    saved = benchmark._saved(benchmark._task(problem, *cases[0]))
+    saved = benchmark.saved_bytes(benchmark.task_of(problem, *cases[0]))
     assert saved < reference < 1.2 * saved
     assert 0 < fast < reference / 2
 
@@ -326,3 +326,22 @@ def test_every_stage_is_timed(monkeypatch):
 def test_settings_that_no_system_can_take(numbers):
     with pytest.raises(ValueError, match="at least 9 frames"):
         systems.Setting(**numbers)
+
+
+def test_powers_are_those_of_the_points():
+    rows = [
+        {"axis": "size", "value": v, "engine": "cpu", "median_ms": 3.0 * v**2, "saved_mib": 5.0 * v}
+        for v in (7, 14, 28)
+    ]
+    rows.append({"axis": "size", "value": 56, "engine": "cpu", "median_ms": None, "saved_mib": None})
+    (row,) = scaling.exponents(rows)
+    assert row == {"axis": "size", "engine": "cpu", "time": pytest.approx(2), "memory": pytest.approx(1)}
+
+
+def test_memory_grows_as_it_should():
+    rows = scaling.time_scaling(Problem(channels=2, pairs=2, size=8, iterations=4), repeats=1)
+    assert {row["axis"] for row in rows} == set(scaling.AXES)
+    powers = {(row["axis"], row["engine"]): row["memory"] for row in scaling.exponents(rows)}
+    assert powers["iterations", "cpu"] == pytest.approx(0, abs=0.01)
+    assert powers["iterations", "reference"] > 0.5
+    assert powers["clips", "cpu"] == pytest.approx(1, abs=0.1)

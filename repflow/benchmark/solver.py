@@ -30,13 +30,17 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
 
 @dataclass(frozen=True)
 class Problem:
-    """What `time_solver` computes: flow between `pairs` pairs of feature maps, `channels` x `size` x `size` each."""
+    """What `time_solver` computes: flow between `pairs` pairs of feature maps, `channels` x `size` x `size` each.
+
+    `clips` of them at once for the layers.
+    """
 
     channels: int = 32
     pairs: int = 15
     size: int = 28  # pixels
     iterations: int = 20
     device: str = "cpu"
+    clips: int = 1
 
 
 Case = tuple[str, str, str]  # part: function or layer; engine, or "official"; pass
@@ -66,7 +70,7 @@ def time_solver(problem: Problem, repeats: int = 7) -> list[Row]:
     able = engines(problem.device)
     whats = [*(("function", engine) for engine in able), *(("layer", engine) for engine in (*able, "official"))]
     cases = [(*what, name) for what in whats for name in PASSES]
-    tasks = {case: _task(problem, *case) for case in cases}
+    tasks = {case: task_of(problem, *case) for case in cases}
     times = {case: 1000 * seconds for case, seconds in time_in_turn(tasks, repeats).items()}
     medians = {case: np.median(values) for case, values in times.items()}
     rows = []
@@ -77,12 +81,12 @@ def time_solver(problem: Problem, repeats: int = 7) -> list[Row]:
             {"part": part, "engine": engine, "pass": name}
             | statistics(times[case], "ms")
             | {f"speedup_{other}": median and median / medians[case] for other, median in others.items()}
-            | {"saved_mib": _saved(tasks[case]) / 2**20, "peak_mib": None if peak is None else peak / 2**20}
+            | {"saved_mib": saved_bytes(tasks[case]) / 2**20, "peak_mib": None if peak is None else peak / 2**20}
         )
     return rows
 
 
-def _task(problem: Problem, part: str, engine: str, name: str) -> Callable[[], None]:
+def task_of(problem: Problem, part: str, engine: str, name: str) -> Callable[[], None]:
     """One pass on random inputs and output gradients, the same ones for all engines."""
     P, C, S = problem.pairs, problem.channels, problem.size
     make = partial(torch.rand, generator=torch.Generator().manual_seed(0))
@@ -92,7 +96,8 @@ def _task(problem: Problem, part: str, engine: str, name: str) -> Callable[[], N
     else:
         layer = _layer(problem, engine)
         compute, parameters = lambda clip: (layer(clip),), tuple(layer.parameters())
-        inputs, bars = 255 * make(1, 1, C, P + 1, S, S), make(1, 1, C, P, S, S)
+        B = problem.clips
+        inputs, bars = 255 * make(1, B, C, P + 1, S, S), make(1, B, C, P, S, S)
     inputs = [each.to(problem.device).requires_grad_() for each in inputs]
     bars = list(bars.to(problem.device))
 
@@ -117,7 +122,7 @@ def _layer(problem: Problem, engine: str) -> nn.Module:
     return layer.to(problem.device)
 
 
-def _saved(task: Callable[[], None]) -> int:
+def saved_bytes(task: Callable[[], None]) -> int:
     """Bytes that a task's forward pass keeps for the backward pass."""
     storages = {}
 
@@ -135,7 +140,7 @@ def _peaks(problem: Problem, cases: Sequence[Case]) -> list[int | None]:
     """The most bytes that each case takes at a time, beyond its inputs and parameters."""
     progress = partial(tqdm, cases, desc="measuring memory", leave=False)
     if problem.device == "cuda":
-        return [_gpu_peak(_task(problem, *case)) for case in progress()]
+        return [_gpu_peak(task_of(problem, *case)) for case in progress()]
     if not os.access(_CLEAR_PEAK, os.W_OK):
         return [None] * len(cases)
     context = _fresh_processes()
@@ -183,8 +188,8 @@ def _resident_peak(problem: Problem, case: Case, answer: Connection) -> None:
     # Each block of 64 KiB or more becomes a mapping of its own, which is gone once it is freed: glibc's heap would add
     # its holes, as much again, and hide what it had free before.
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
-    _task(replace(problem, pairs=1, size=8), *case)()  # loads the code
-    task = _task(problem, *case)
+    task_of(replace(problem, pairs=1, size=8), *case)()  # loads the code
+    task = task_of(problem, *case)
     _CLEAR_PEAK.write_text("5")
     before = _resident("VmRSS")
     task()

@@ -128,6 +128,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         ("solver", _add_bench_solver, _bench_solver, "the solver's engines and the layers"),
         ("tvl1", _add_bench_tvl1, _bench_tvl1, "optical flow of images, by several programs"),
         ("video", _add_bench_video, _bench_video, "random clips of videos, by several decoders"),
+        (
+            "scaling",
+            _add_bench_solver,
+            _bench_scaling,
+            "the layers against frames, pixels, channels, iterations, batch",
+        ),
         ("systems", _add_bench_systems, _bench_systems, "a clip in every system of the table, stage by stage"),
     ):
         command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
@@ -168,6 +174,22 @@ def _bench_solver(arguments: argparse.Namespace) -> int:
     rows = solver.time_solver(problem, repeats)
     facts = asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton")
     _hand_out(rows, facts, arguments.out)
+    return 0
+
+
+def _bench_scaling(arguments: argparse.Namespace) -> int:
+    """Time the layer, forward and backward, by every engine and as released in June 2019, while its frames, pixels,
+    channels, iterations and batch grow, each for itself; and fit the powers that time and memory grow with."""
+    from repflow.benchmark import circumstances, scaling, solver
+    from repflow.files import text_table
+
+    options = _numbers(arguments, channels=2, pairs=2, size=4, iterations=2, repeats=1)
+    repeats = options.pop("repeats")
+    problem = solver.Problem(**options, device=_device(arguments.device))
+    _check_writable(arguments.out)
+    rows = scaling.time_scaling(problem, repeats)
+    _hand_out(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
+    sys.stdout.write(f"\npowers\n\n{text_table(scaling.exponents(rows))}\n")
     return 0
 
 
