@@ -15,6 +15,7 @@ from repflow.data import HMDB51, Clips, SyntheticMotion, Views
 from repflow.evaluation import Predictions, confusion, evaluate, folds, fuse, measures, per_class, predict
 from repflow.files import read_csv
 from repflow.models import build_model
+from repflow.training import load_model
 
 CLASSES = ["a", "b", "c"]
 NAN = [np.nan] * 3
@@ -163,6 +164,7 @@ def test_two_processes_count_every_video_once(made, tmp_path):
             from repflow.data import Clips, SyntheticMotion
             from repflow.evaluation import predict
             from repflow.models import build_model
+from repflow.training import load_model
 
             root, out, rank, world = *sys.argv[1:3], *map(int, sys.argv[3:])
             if world > 1:
@@ -220,6 +222,23 @@ def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
     assert "evaluated 4 of 8 videos, mean of 2 folds" in capsys.readouterr().out
     assert main(["evaluate", "--predictions", *saved, "--weights", "1", "2"]) == 0
     assert "evaluated 2 of 4 videos\n" in capsys.readouterr().out
+
+
+def test_a_run_s_best_checkpoint_is_evaluated_as_it_was_trained(tmp_path, capsys):
+    root, run = str(tmp_path / "set"), tmp_path / "run"
+    SyntheticMotion.make(root, train=2, test=1, unused=0, size=32, frames=6)
+    settings = ["backbone=tiny_2d", "steps=2", "batch=4", "frames=5", "crop=24", "iterations=2"]
+    train = ["train", "--data", "synthetic", root, "--model", "repflow_2d", "--out", str(run), "--set", *settings]
+    assert main(train) == 0
+    assert "12 for training, 12 for validation" in capsys.readouterr().out
+    assert main(train) == 0  # nothing is left to do
+    evaluation = ["evaluate", "--checkpoint", str(run / "best.pt"), "--data", "synthetic", root, "--clips", "2"]
+    assert main([*evaluation, "--out", str(tmp_path / "out")]) == 0
+    part = Predictions.load(tmp_path / "out" / "predictions.npz")
+    source = SyntheticMotion(root, "test")
+    expected = evaluate(load_model(run / "best.pt"), Views(source, 5, clips=2, crop=24), source)
+    np.testing.assert_allclose(part.probabilities, expected.probabilities, rtol=1e-5)
+    assert read_csv(run / "metrics.csv")[-1]["val_top1"] != ""
 
 
 @pytest.mark.parametrize(

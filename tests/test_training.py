@@ -1,14 +1,30 @@
-"""Models and training: shapes, accuracies, determinism, and what each network can and cannot see."""
+"""Training: recipes, batches, rates by name, determinism, and what each network can and cannot see."""
+
+import argparse
+import csv
+import math
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from repflow.cli import train as command
 from repflow.data import Clips, SyntheticMotion
+from repflow.experiments import UsageError
+from repflow.layers import ClipFlow
 from repflow.models import build_model
-from repflow.training import Recipe, motion_accuracy, predict, train
+from repflow.models.systems import SYSTEMS
+from repflow.official import FlowLayer201902, FlowLayer201906, HMDBFlowOfFlow, KineticsModel
+from repflow.training import PRESETS, Recipe, motion_accuracy, parameter_groups, predict, split, train
+from repflow.training.batches import EpochClips, StepBatches
+from repflow.tvnet import TVNet
 
 TINY = {"backbone": "tiny_2d"}
+SMALL = TINY | {"iterations": 2, "bottleneck": 2}
+FLOW_MODULES = ClipFlow, TVNet, FlowLayer201902, FlowLayer201906
 
 
 @pytest.fixture(scope="module")
@@ -18,18 +34,29 @@ def small(tmp_path_factory):
     return root
 
 
-def test_the_same_seed_gives_the_same_weights(small):
-    def run(seed):
-        clips = Clips(SyntheticMotion(small), frames=4, train=True, seed=seed)
-        return train("repflow_2d", clips, 12, Recipe(steps=4, batch=8, seed=seed), iterations=2, bottleneck=2, **TINY)
+def clips_of(root, **options):
+    return Clips(SyntheticMotion(root), 4, train=True, **options)
 
-    first, again, other = run(0), run(0), run(1)
-    assert first.losses == again.losses
-    weights = [trained.model.state_dict() for trained in (first, again, other)]
-    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[2].values(), strict=True))
-    assert len(first.losses) == 4
+
+def same_weights(first, second):
+    pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_same_seed_gives_the_same_weights(small):
+    """With any number of workers, also over epoch boundaries, where one that reads ahead is in the next epoch."""
+
+    def run(seed, workers):
+        recipe = Recipe(steps=8, batch=8, seed=seed, workers=workers, dropout=0.5)
+        return train("repflow_2d", clips_of(small, seed=seed), 12, recipe, **SMALL)
+
+    first, *others = (run(0, workers) for workers in (0, 1, 2))
+    assert len(first.losses) == 8
     assert np.isfinite(first.losses).all()
+    for other in others:
+        assert first.losses == other.losses
+        assert same_weights(first, other)
+    assert not same_weights(first, run(1, 0))
 
 
 def test_an_interrupt_stays_an_interrupt(small, monkeypatch):
@@ -38,9 +65,11 @@ def test_an_interrupt_stays_an_interrupt(small, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repflow.training.Classification.training_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("repflow.training.module.Classification.training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train("rgb_2d", Clips(SyntheticMotion(small), 4, train=True), 12, Recipe(steps=2, batch=8), **TINY)
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=2, batch=8), **TINY)
+    assert signal.getsignal(signal.SIGINT) is handler  # the next ctrl-C counts, too
 
 
 def test_predictions_are_the_model_s_in_the_order_of_the_clips(small):
@@ -51,6 +80,16 @@ def test_predictions_are_the_model_s_in_the_order_of_the_clips(small):
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "options"), [("flow_2d", {}), ("two_stream_2d", {}), ("flow_2d", {"flow": "tvl1"})])
+def test_networks_of_flow_get_what_they_take(name, options, small):
+    clips = clips_of(small, flow=None if options else "tvl1")
+    trained = train(name, clips, 12, Recipe(steps=2, batch=2), **TINY, **options)
+    begun = build_model(name, 12, **TINY, **options).state_dict()
+    assert np.isfinite(trained.losses).all()
+    changed = [key for key, value in trained.model.state_dict().items() if not torch.equal(value, begun[key])]
+    assert any("classify" in key for key in changed)
+
+
 def test_accuracies_by_hand():
     classes = ["down", "right-accelerating", "right-decelerating", "up"]
     scores = np.array([[5, 0, 0, 1], [5, 0, 0, 1], [9, 2, 1, 0], [0, 1, 3, 0], [0, 2, 1, 0]])
@@ -59,12 +98,182 @@ def test_accuracies_by_hand():
     assert set(motion_accuracy(scores[:2, ::3], [0, 1], ["down", "up"])) == {"top1", "basic"}
 
 
-@pytest.mark.parametrize("wrong", ["steps", "batch", "rate", "clip_norm"])
-def test_bad_recipes_are_named(wrong, small):
-    with pytest.raises(ValueError, match=wrong):
-        Recipe(**({"steps": 5} | {wrong: 0}))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("batch", 0), ("rate", -1.0), ("rate", math.nan), ("clip_norm", 0.0), ("accumulate", 3),
+     ("optimizer", "adam"), ("schedule", "step"), ("precision", "16"), ("dropout", 1.0), ("epochs", 2)],
+)  # fmt: skip
+def test_bad_recipes_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**{"steps": 5} | {name: value})
+
+
+def test_training_that_cannot_begin_says_why(small):
     with pytest.raises(ValueError, match="24 clips"):
-        train("rgb_2d", Clips(SyntheticMotion(small), 4, train=True), 12, Recipe(steps=1, batch=25), **TINY)
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=25), **TINY)
+    with pytest.raises(ValueError, match="flow_2d needs optical flow"):
+        train("flow_2d", clips_of(small), 12, Recipe(steps=1), **TINY)
+    with pytest.raises(ValueError, match="plateau needs clips for validation"):
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=1, schedule="plateau"), **TINY)
+
+
+def test_the_2019_preset():
+    """The released settings."""
+    recipe = Recipe.preset("2019")
+    assert (recipe.optimizer, recipe.rate, recipe.momentum, recipe.weight_decay) == ("sgd", 0.01, 0.9, 1e-6)
+    assert (recipe.schedule, recipe.patience, recipe.flow_rate) == ("plateau", 7, 0.01)
+    assert (recipe.epochs, recipe.batch, recipe.frames, recipe.stride, recipe.crop) == (60, 24, 16, 2, 112)
+    assert (recipe.scaled_rate, recipe.clip_norm, recipe.precision) == (0.01, None, "32-true")
+
+
+def test_presets_can_be_changed():
+    assert all(Recipe.preset(name) for name in PRESETS)
+    assert Recipe.preset("2019", batch=48).scaled_rate == pytest.approx(0.02)
+    changed = Recipe.preset("2019", steps=7)
+    assert (changed.steps, changed.epochs) == (7, None)
+    with pytest.raises(ValueError, match="motion, 2019, modern"):
+        Recipe.preset("2020")
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "kinetics", "hmdb"])
+def test_flow_parameters_are_found_by_name(name):
+    """Those, and only those, that belong to the flow modules themselves."""
+    with FakeTensorMode():
+        official = {"kinetics": KineticsModel, "hmdb": HMDBFlowOfFlow}
+        model = official[name]() if name in official else build_model(name, 51)
+    groups = parameter_groups(model, Recipe(steps=1, rate=0.1, flow_rate=0.01))
+    of_flow = {id(p) for m in model.modules() if isinstance(m, FLOW_MODULES) for p in m.parameters(recurse=False)}
+    assert bool(of_flow) == any(part in name for part in ("repflow", "flow_of", "tvnet", "kinetics", "hmdb"))
+    assert len(groups) == 1 + bool(of_flow)
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in model.parameters()} - of_flow
+    assert groups[0]["lr"] == pytest.approx(0.1)
+    if of_flow:
+        assert {id(p) for p in groups[1]["params"]} == of_flow
+        assert groups[1]["lr"] == pytest.approx(0.001)
+
+
+def test_an_epoch_takes_each_clip_once_and_each_in_its_order():
+    recipe = Recipe(epochs=3, batch=8, seed=2)
+    batches = list(StepBatches(30, recipe))
+    assert len(batches) == len(StepBatches(30, recipe)) == 9
+    epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in (0, 3, 6)]
+    for number, keys in enumerate(epochs):
+        assert {epoch for epoch, _ in keys} == {number}
+        assert len({index for _, index in keys}) == 24
+    assert [index for _, index in epochs[0]] != [index for _, index in epochs[1]]
+
+
+@pytest.mark.parametrize("first", [0, 2, 3, 7])
+@pytest.mark.parametrize(("accumulate", "processes"), [(1, 2), (2, 1), (2, 2)])
+def test_processes_see_together_what_one_sees_from_any_step(first, accumulate, processes):
+    whole = list(StepBatches(30, Recipe(epochs=3, batch=8)))
+    recipe = Recipe(epochs=3, batch=8, accumulate=accumulate)
+    parts = [list(StepBatches(30, recipe, first, rank, processes)) for rank in range(processes)]
+    for step, batch in enumerate(whole[first:]):
+        seen = [key for part in parts for micro in part[step * accumulate : (step + 1) * accumulate] for key in micro]
+        assert sorted(seen) == sorted(batch)
+    assert {len(micro) for part in parts for micro in part} == {8 // accumulate // processes}
+    with pytest.raises(ValueError, match="multiple of accumulate × processes = 1 × 3"):
+        StepBatches(30, Recipe(epochs=3, batch=8), 0, 0, 3)
+
+
+def test_clips_of_an_epoch_do_not_depend_on_what_was_read_before(small):
+    clips = clips_of(small, crop=20)
+    dataset = EpochClips(clips)
+    first = dataset[0, 5][0]
+    other = dataset[1, 5][0]
+    assert torch.equal(dataset[0, 5][0], first)
+    assert not torch.equal(first, other)
+    clips.set_epoch(1)
+    assert torch.equal(clips[5][0], other)
+
+
+def test_the_validation_part_is_drawn_class_by_class(tmp_path):
+    samples = [(tmp_path / str(i), label) for i, label in enumerate([0] * 20 + [1] * 7 + [2] * 2 + [3])]
+    source = SimpleNamespace(root=tmp_path, samples=samples)
+    training, validation = split(source, 0.25, seed=1)
+    assert sorted(training.samples + validation.samples) == sorted(samples)
+    assert np.bincount([label for _, label in validation.samples], minlength=4).tolist() == [5, 2, 1, 0]
+    assert split(source, 0.25, seed=1) == (training, validation)
+    assert split(source, 0.25, seed=2) != (training, validation)
+
+
+def rates(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [float(row["rate"]) for row in csv.DictReader(file) if row["rate"]]
+
+
+def test_cosine_after_a_warm_up(small, tmp_path):
+    """Also the other parts of the modern preset that a CPU can run."""
+    recipe = Recipe(steps=10, batch=8, schedule="cosine", warmup=0.2, rate=0.4, optimizer="sgd", log_every=1,
+                    label_smoothing=0.1, precision="bf16-mixed", channels_last=True)  # fmt: skip
+    trained = train("repflow_2d", clips_of(small), 12, recipe, folder=tmp_path / "run", **SMALL)
+    expected = [1 / 3, 2 / 3, *((1 + math.cos(math.pi * i / 8)) / 2 for i in range(8))]
+    assert rates(tmp_path / "run") == pytest.approx([0.2 * share for share in expected])
+    assert np.isfinite(trained.losses).all()
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+
+
+def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
+    """Patience 1: the second validation in turn that is no better than the best one lowers it."""
+    monkeypatch.setattr("repflow.training.run.predict", lambda *_: np.zeros((12, 12), np.float32))
+    recipe = Recipe(steps=7, batch=8, schedule="plateau", patience=1, rate=0.1, reference_batch=8, optimizer="sgd",
+                    log_every=1, validate_every=1)  # fmt: skip
+    validation = Clips(SyntheticMotion(small, "test"), 4, train=False)
+    trained = train("rgb_2d", clips_of(small), 12, recipe, folder=tmp_path / "run", validation=validation, **TINY)
+    assert rates(tmp_path / "run") == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
+    assert trained.best == pytest.approx({"step": 1, "loss": math.log(12), "top1": 100 / 12})  # ties: the first
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    return parser.parse_args(["--model", "repflow_2d", *map(str, words)])
+
+
+def test_the_command_trains_and_goes_on(small, tmp_path, capsys):
+    words = ["--data", "synthetic", small, "--out", tmp_path / "run", "--seed", 3, "--set", "steps=4", "batch=8",
+             "frames=4", "validation=0.5", "backbone=tiny_2d", "iterations=2", "bottleneck=2", "learn=tau,lam",
+             "batch=4"]  # fmt: skip
+    assert command.run(arguments(*words)) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[0] == "24 videos of 12 classes: 12 for training, 12 for validation, 0 missing, 0 quarantined"
+    assert first[1].startswith("best validation: top-1 ")
+    assert first[2] == str(tmp_path / "run")
+    assert command.run(arguments(*words, "--workers", 1)) == 0
+    assert capsys.readouterr().out.splitlines() == first
+    assert "learning rate 0.003 of batch 16, for a batch of 4: 0.00075" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("flip=false", False), ("flip=true", True), ("crop=none", None), ("crop=20", 20), ("rate=1e-3", 1e-3),
+     ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine")],
+)  # fmt: skip
+def test_settings_are_typed(text, value):
+    recipe, options = command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+    assert getattr(recipe, text.partition("=")[0]) == value
+    assert not options
+    assert recipe.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("flip=no", "one of true, false, got 'no'"), ("steps=1e3", "a whole number, or none"), ("rate=x", "a number"),
+     ("schedule=step", "cycle, cosine, plateau"), ("area=1", "2 values"), ("bottlenek=3", "did you mean bottleneck"),
+     ("flip", "one of true, false, got ''")],
+)  # fmt: skip
+def test_wrong_settings_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+
+
+def test_model_options_are_told_from_the_recipe():
+    words = ["--out", "x", "--data", "synthetic", "y", "--set", "conv_between=false", "learn=tau,theta", "weights=none",
+             "flow_after=1", "dropout=0.5"]  # fmt: skip
+    recipe, options = command._settings(arguments(*words))
+    assert options == {"conv_between": False, "learn": ["tau", "theta"], "weights": None, "flow_after": 1}
+    assert recipe == Recipe.preset("motion", dropout=0.5)
 
 
 def test_what_each_network_sees(tmp_path):

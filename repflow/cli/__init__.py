@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow import __version__
-from repflow.cli import evaluate
+from repflow.cli import evaluate, train
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_flow(commands.add_parser("flow", help="TV-L1 flow of a video", description=_flow.__doc__, allow_abbrev=False))
     _add_bench(commands.add_parser("bench", help="measure time and memory", allow_abbrev=False))
     for name, add, run, text in (
+        ("train", train.add, train.run, "train a system on a data set; goes on where it was stopped"),
         ("evaluate", evaluate.add, evaluate.run, "accuracy on test videos"),
         ("convert", evaluate.add_convert, evaluate.run_convert, "checkpoints of the 2019 release as safetensors"),
     ):

@@ -88,9 +88,17 @@ def _evaluated(arguments: argparse.Namespace) -> "Predictions":
 
 def _model(checkpoint: Path) -> "tuple[nn.Module, dict[str, object]]":
     """A model in eval mode, and the settings of the clips that it was trained on."""
-    from repflow.official import kind_of, load
+    from repflow.official import CheckpointError, kind_of, load
+    from repflow.training import load_model, read_checkpoint
 
-    return load(checkpoint, kind_of(checkpoint)), {"frames": 16}
+    try:
+        return load(checkpoint, kind_of(checkpoint)), {"frames": 16}
+    except CheckpointError as error:
+        try:
+            recipe = read_checkpoint(checkpoint)["config"]["recipe"]
+        except (ValueError, OSError):
+            raise error from None
+        return load_model(checkpoint), {name: recipe[name] for name in ("frames", "stride", "resize", "crop")}
 
 
 def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":

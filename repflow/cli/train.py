@@ -1,0 +1,146 @@
+"""`repflow train`."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from repflow.cli.datasets import add_dataset, open_dataset
+from repflow.experiments import UsageError
+
+if TYPE_CHECKING:
+    from repflow.training import Recipe, Trained
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `repflow train`."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="a system, such as repflow_2plus1d; a wrong name lists all")
+    add("--out", required=True, type=Path, metavar="DIR", help="the run's folder; the same command goes on there")
+    add_dataset(parser)
+    add("--flow", metavar="DIR", help="the folder that extract-flow wrote, or tvl1 to compute flow while reading")
+    add("--preset", metavar="NAME", help="motion, 2019 or modern (default: motion for synthetic, else modern)")
+    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="of the recipe or the model, such as steps=2000 rate=1e-3 backbone=resnet18_2d flip=false crop=none, "
+        "area=0.5,1; a wrong name lists all")  # fmt: skip
+    add("--init-from", type=Path, metavar="FILE", help="a checkpoint whose weights, but the classifier's, are taken")
+    add("--workers", metavar="N", help="processes that read videos (default: 0)")
+    add("--seed", metavar="N", help="of everything random (default: 0)")
+    add("--devices", type=int, default=1, metavar="N", help="GPUs of a machine, or processes on a CPU (default: 1)")
+    add("--nodes", type=int, default=1, metavar="N", help="machines, with torchrun or SLURM (default: 1)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train a system, or go on where the run in the folder was stopped. A part of the training videos is kept for
+    validation, whose best step is in DIR/best.pt; test videos are not touched. Metrics are in DIR/metrics.csv."""
+    from repflow.training import TrainingError
+
+    try:
+        trained = _train(arguments)
+    except TrainingError as error:
+        sys.stderr.write(f"repflow: {error}\n")
+        return 1
+    best = trained.best
+    if _speaks() and best:
+        sys.stdout.write(f"best validation: top-1 {best['top1']:.2f} %, loss {best['loss']:.4f}, step {best['step']}\n")
+    if _speaks():
+        sys.stdout.write(f"{arguments.out}\n")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> "Trained":
+    from repflow.training import split, train
+
+    source = open_dataset(arguments, "train")
+    recipe, options = _settings(arguments)
+    training, validation = split(source, recipe.validation, recipe.seed) if recipe.validation else (source, None)
+    if validation and not validation.samples:  # one video of each class
+        validation = None
+    if _speaks():
+        sys.stdout.write(
+            f"{source.expected} videos of {len(source.classes)} classes: {len(training.samples)} for training, "
+            f"{len(validation.samples) if validation else 0} for validation, {len(source.missing)} missing, "
+            f"{len(source.quarantined)} quarantined\n"
+        )
+    return train(
+        arguments.model,
+        recipe.clips(training, train=True, flow=arguments.flow),
+        len(source.classes),
+        recipe,
+        folder=arguments.out,
+        validation=validation and recipe.clips(validation, train=False, flow=arguments.flow),
+        init_from=arguments.init_from,
+        devices=arguments.devices,
+        nodes=arguments.nodes,
+        about={"set": arguments.data[0], "fold": arguments.fold, "classes": source.classes},
+        **options,
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
+    """The recipe, and the options of the model. Raises UsageError for an unknown name or a value of another type."""
+    from repflow.models.systems import Options, build_model
+    from repflow.training import Recipe
+
+    own = {name: get_type_hints(build_model)[name] for name in ("backbone", "weights")}
+    recipes, models = get_type_hints(Recipe), own | get_type_hints(Options)
+    texts = [text.partition("=") for text in arguments.settings]
+    texts += [(name, "=", getattr(arguments, name)) for name in ("workers", "seed") if getattr(arguments, name)]
+    values = {name: _value(name, text, recipes | models) for name, _, text in texts}
+    changes = {name: value for name, value in values.items() if name in recipes}
+    preset = arguments.preset or ("motion" if arguments.data[0] == "synthetic" else "modern")
+    return Recipe.preset(preset, **changes), {name: value for name, value in values.items() if name in models}
+
+
+def _value(name: str, text: str, hints: Mapping[str, Any]) -> Any:
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        raise UsageError(f"--set: no setting {name!r}{f', did you mean {close[0]}?' if close else ''}; "
+                         f"there are {', '.join(hints)}")  # fmt: skip
+    kinds = get_args(hints[name]) if get_origin(hints[name]) in (UnionType, Union) else (hints[name],)
+    if NoneType in kinds and text == "none":
+        return None
+    try:
+        return _parse(text, next(kind for kind in kinds if kind is not NoneType))
+    except ValueError as error:
+        none = ", or none" if NoneType in kinds else ""
+        raise UsageError(f"--set {name}: expected {error}{none}, got {text!r}") from None
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """The value of a type that `text` stands for. Raises ValueError that says what is expected."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is bool or origin is Literal:
+        choices = {"true": True, "false": False} if kind is bool else {choice: choice for choice in inner}
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return choices[text]
+    if kind is int:
+        if not re.fullmatch("[+-]?[0-9]+", text):
+            raise ValueError("a whole number")
+        return int(text)
+    if kind is float:
+        with suppress(ValueError):
+            return float(text)
+        raise ValueError("a number")
+    if origin is tuple:
+        parts = text.split(",")
+        if len(parts) != len(inner):
+            raise ValueError(f"{len(inner)} values with commas between them")
+        return tuple(map(_parse, parts, inner))
+    if origin is Collection:
+        return [part for part in text.split(",") if part]
+    return text
+
+
+def _speaks() -> bool:
+    """Whether this is the one of several processes that tells what happens."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0

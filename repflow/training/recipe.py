@@ -1,0 +1,147 @@
+"""How a system is trained: one typed set of numbers, with presets by name."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from repflow.data import Clips
+from repflow.data.clips import Samples
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The defaults: for clips of 48x48 pixels and nine frames, a minute on two cores.
+    "motion": {"steps": 200},
+    # The 2019 release's settings, but for two things: its scheduler watched the test split, ours a part of the training
+    # fold; and its pixels were turned upside down, which fresh weights do not care about and others do not expect.
+    "2019": {
+        "epochs": 60,
+        "batch": 24,
+        "optimizer": "sgd",
+        "rate": 0.01,
+        "reference_batch": 24,
+        "flow_rate": 0.01,
+        "weight_decay": 1e-6,
+        "schedule": "plateau",
+        "clip_norm": None,
+        "dropout": 0.5,
+        "frames": 16,
+        "stride": 2,
+        "crop": 112,
+    },
+    "modern": {
+        "epochs": 60,
+        "batch": 64,
+        "rate": 1e-3,
+        "reference_batch": 64,
+        "flow_rate": 0.1,
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "label_smoothing": 0.1,
+        "dropout": 0.5,
+        "precision": "bf16-mixed",
+        "channels_last": True,
+        "compile": True,
+        "frames": 16,
+        "stride": 2,
+        "resize": 128,
+        "crop": 112,
+        "area": (0.25, 1.0),
+        "flip": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides about a training but the data and the model. The defaults suit SyntheticMotion.
+
+    Length: either of steps, optimiser steps, and epochs.
+    Batches: batch: clips a step, over all devices; accumulate: parts that a device computes one after another.
+    Optimiser: optimizer: AdamW, or SGD with momentum; rate: learning rate of a batch of reference_batch clips, and
+        proportional to the batch (Goyal et al. 2017); flow_rate: what the flow layers' own parameters learn with,
+        relative to the rest; weight_decay; clip_norm: the gradient's longest norm, None for any (the solver's gradients
+        are heavy-tailed).
+    Schedule: "cycle": one cycle of the rate (Smith and Topin 2019); "cosine": down to 0, after a linear rise over the
+        share `warmup` of the steps; "plateau": a tenth after `patience` validations without a lower loss.
+    Regularisation: label_smoothing; dropout: `build_model`'s.
+    Speed: precision: as Lightning calls it; channels_last: memory format; compile: by `torch.compile`.
+    Clips: frames, stride, resize, crop, area and flip: see `repflow.data.Clips`.
+    Validation: validation: share of the training videos that it takes; validate_every: steps, None for an epoch.
+    Run folder: save_every, log_every: steps.
+    workers: processes that read videos, 0 for none; they change nothing but the time. seed: everything random.
+
+    Raises ValueError for a value that cannot be.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int = 16
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    rate: float = 3e-3
+    reference_batch: int = 16
+    flow_rate: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    clip_norm: float | None = 5.0
+    schedule: Literal["cycle", "cosine", "plateau"] = "cycle"
+    warmup: float = 0.0
+    patience: int = 7
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    frames: int = 9
+    stride: int = 1
+    resize: int | None = None
+    crop: int | None = None
+    area: tuple[float, float] | None = None
+    flip: bool = False
+    validation: float = 0.1
+    validate_every: int | None = None
+    save_every: int = 500
+    log_every: int = 10
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"expected either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
+        for names, fits, expected in (
+            (("steps", "epochs", "clip_norm", "validate_every"), lambda v: v is None or v > 0, "a number > 0, or None"),
+            (("batch", "accumulate", "rate", "reference_batch", "patience", "frames", "stride", "save_every",
+              "log_every"), lambda v: v > 0, "a number > 0"),
+            (("flow_rate", "weight_decay", "workers", "seed"), lambda v: v >= 0, "a number >= 0"),
+            (("momentum", "warmup", "label_smoothing", "dropout", "validation"), lambda v: 0 <= v < 1,
+             "a number from 0 to below 1"),
+            (("optimizer",), ("adamw", "sgd").__contains__, "adamw or sgd"),
+            (("schedule",), ("cycle", "cosine", "plateau").__contains__, "cycle, cosine or plateau"),
+            (("precision",), ("32-true", "bf16-mixed", "16-mixed").__contains__, "32-true, bf16-mixed or 16-mixed"),
+        ):  # fmt: skip
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The recipe of a name in PRESETS, with `changes`; a length in steps replaces one in epochs, and vice versa.
+
+        Raises ValueError for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+        lengths = {} if not {"steps", "epochs"} & set(changes) else {"steps": None, "epochs": None}
+        return cls(**(PRESETS[name] | lengths | changes))
+
+    @property
+    def scaled_rate(self) -> float:
+        """The learning rate that is used: `rate`, scaled to the batch."""
+        return self.rate * self.batch / self.reference_batch
+
+    def clips(self, source: Samples, *, train: bool, flow: str | None = None) -> Clips:
+        """Clips of the videos of `source`, as this recipe samples them."""
+        shape = {"resize": self.resize, "crop": self.crop, "flow": flow, "seed": self.seed}
+        random = {"area": self.area, "flip": self.flip} if train else {}
+        return Clips(source, self.frames, self.stride, train=train, **shape, **random)
