@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow import __version__
-from repflow.cli import evaluate, train
+from repflow.cli import compare, evaluate, sweep, train
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, add, run, text in (
         ("train", train.add, train.run, "train a system on a data set; goes on where it was stopped"),
         ("evaluate", evaluate.add, evaluate.run, "accuracy on test videos"),
+        ("sweep", sweep.add, sweep.run, "a grid of experiments; goes on where it was stopped"),
+        ("compare", compare.add, compare.run, "the paper's accuracies beside ours"),
         ("convert", evaluate.add_convert, evaluate.run_convert, "checkpoints of the 2019 release as safetensors"),
     ):
         add(commands.add_parser(name, help=text, description=run.__doc__, allow_abbrev=False))

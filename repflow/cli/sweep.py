@@ -1,0 +1,108 @@
+"""`repflow sweep`."""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repflow.experiments.parameters import PROFILES, UsageError
+
+if TYPE_CHECKING:
+    from repflow.experiments.grid import Sweep
+    from repflow.experiments.sweep import Workers
+
+_REPFLOW = ["-m", "repflow"]
+_log = logging.getLogger(__name__)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `repflow sweep`."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a sweep, such as those in notebooks/sweeps")
+    add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="the value of a parameter that does not vary; may be repeated")  # fmt: skip
+    add("--profile", choices=PROFILES, default="tiny", help="the size of the experiment (default: tiny)")
+    add("--out", type=Path, metavar="DIR", help="where results go (default: runs/NAME_PROFILE)")
+    add("--jobs", type=int, metavar="N", help="points at a time (default: one a GPU, or one)")
+    add("--slurm", nargs="*", metavar="NAME=VALUE",
+        help="run points as SLURM jobs; submitit's options, such as timeout_min=600 gpus_per_node=1")  # fmt: skip
+    add("--dry-run", action="store_true", help="check the whole grid, show what each point would run, and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
+    first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
+    from repflow.experiments import sweep as sweeps
+    from repflow.experiments.grid import read_sweep
+    from repflow.files import text_table
+
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
+    sweep = read_sweep(arguments.file, arguments.profile, dict(arguments.parameters))
+    _check_commands(sweep)
+    if arguments.dry_run:
+        for point in sweep.points:
+            sys.stdout.write(f"{point.name}\n")
+            sys.stdout.writelines(f"    {' '.join(command[1:])}\n" for command in point.commands)
+        return 0
+    out = arguments.out or Path("runs") / f"{sweep.name}_{arguments.profile}"
+    try:
+        failed = sweeps.run_sweep(sweep, out, _workers(arguments, out))
+    except KeyboardInterrupt:
+        done = sum(sweeps.read_result(out, point) is not None for point in sweep.points)
+        _log.info("stopped: %d of %d points are done; the same command goes on", done, len(sweep.points))
+        raise
+    rows = sweeps.write_outcome(sweep, out)
+    if rows and sweep.metrics:
+        sys.stdout.write(f"{sweep.question}\nHypothesis: {sweep.hypothesis}\n\n")
+        sys.stdout.write(f"{text_table(sweeps.summary(sweep, rows))}\n\n")
+    sys.stdout.writelines(f"failed: {out / name / 'log.txt'}: {reason}\n" for name, reason in failed.items())
+    sys.stdout.write(f"{out}\n")
+    return 1 if failed else 0
+
+
+def _workers(arguments: argparse.Namespace, out: Path) -> "Workers":
+    from repflow.experiments.sweep import Processes, Slurm
+
+    if arguments.slurm is None:
+        return Processes(arguments.jobs)
+    pairs = [option.partition("=") for option in arguments.slurm]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise UsageError(f"--slurm {wrong[0]}: expected NAME=VALUE")
+    return Slurm(out / "slurm", {name: int(value) if value.isdecimal() else value for name, _, value in pairs})
+
+
+def _check_commands(sweep: "Sweep") -> None:
+    """Let the parser see every command line of this program, and build every model that one trains without memory, so
+    that none is refused when its turn comes."""
+    from repflow.cli import _parser, train
+
+    parser, models = _parser(), []
+    for words in (command[4:] for point in sweep.points for command in point.commands if command[2:4] == _REPFLOW):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                arguments = parser.parse_args(words)
+            if (
+                arguments.command is train.run
+                and (model := (arguments.model, train._settings(arguments)[1])) not in models
+            ):
+                models.append(model)
+                _try(*model)
+        except SystemExit:
+            raise UsageError(f"repflow {' '.join(words)}: {said.getvalue().strip().splitlines()[-1]}") from None
+        except ValueError as error:
+            raise UsageError(f"repflow {' '.join(words)}: {error}") from None
+
+
+def _try(name: str, options: dict[str, Any]) -> None:
+    import torch
+
+    from repflow.models import build_model
+
+    with torch.device("meta"):
+        build_model(name, 2, **options | {"weights": None})

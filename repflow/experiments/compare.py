@@ -1,0 +1,139 @@
+"""The paper's table and ours: results that are added to a file, and both side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from repflow.benchmark import environment, paper_table
+from repflow.experiments.parameters import UsageError
+from repflow.files import Row, read_csv, write_csv
+from repflow.models.systems import SYSTEMS
+
+# The paper's columns, by their names in results/paper.csv, and how the table here calls them.
+DATA_SETS = {"kinetics400": "Kinetics-400", "hmdb51": "HMDB51", "hmdb51_kinetics": "HMDB51 + Kinetics"}
+OURS = "synthetic_motion"  # a data set that the paper does not have
+NOT_RUN = "not run"
+MEASURES = {"top1": "top1", "top5": "top5", "ci_low": "top1_low", "ci_high": "top1_high"}  # ours: evaluation's
+COUNTS = ("evaluated", "expected")
+PROTOCOL = ("backbone", "clips", "crops")
+
+
+def results_folder() -> Path:
+    """The folder with the paper's table, and ours: the installed package's, or the checkout's."""
+    package = Path(__file__).parents[1]
+    folders = (package / "results", package.parent / "results")
+    return next((folder for folder in folders if folder.is_dir()), folders[-1])
+
+
+def add_result(
+    file: Path,
+    measures: Mapping[str, float],
+    *,
+    system: str,
+    backbone: str,
+    data_set: str,
+    fold: int | None,
+    clips: int,
+    crops: int,
+    seed: int,
+    seconds: float,
+) -> None:
+    """Append a row to our table, made where there is none; it appears whole or not at all.
+
+    measures: what `repflow.evaluation.measures` returns; the interval is that of top-1. system: its name in SYSTEMS.
+    data_set: a column of the paper's table ("hmdb51_kinetics": HMDB51 after pre-training on Kinetics), or
+    "synthetic_motion". fold: of HMDB51, else None. seconds: that training and testing took. Machine, versions and
+    commit are added here. Raises UsageError for an unknown system, backbone, data set or fold.
+    """
+    if system not in SYSTEMS:
+        raise UsageError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
+    if backbone not in SYSTEMS[system].backbones:
+        raise UsageError(f"backbone: expected one of {', '.join(SYSTEMS[system].backbones)}, got {backbone!r}")
+    if data_set not in (*DATA_SETS, OURS):
+        raise UsageError(f"data_set: expected one of {', '.join((*DATA_SETS, OURS))}, got {data_set!r}")
+    folds = (1, 2, 3) if data_set.startswith("hmdb51") else (None,)
+    if fold not in folds:
+        raise UsageError(f"fold: expected {' or '.join(map(str, folds))} on {data_set}, got {fold!r}")
+    row: Row = {"system": system, "backbone": backbone, "data_set": data_set, "fold": fold}
+    row |= {"clips": clips, "crops": crops, "seed": seed}
+    row |= {ours: float(measures[theirs]) for ours, theirs in MEASURES.items()}
+    row |= {name: int(measures[name]) for name in COUNTS} | {"seconds": float(seconds)}
+    row |= environment() | {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
+    earlier = read_csv(file) if file.is_file() else []
+    if earlier and list(earlier[0]) != list(row):
+        raise UsageError(f"{file}: expected the columns {', '.join(row)}, found {', '.join(earlier[0])}")
+    write_csv(file, [*earlier, row])
+
+
+def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, str]] | None = None) -> list[Row]:
+    """A row for each figure of the paper and each protocol of ours: paper, ours and delta in points of top-1.
+
+    Ours is the mean over folds of the mean over seeds; of a run that was repeated the last row counts. What we have and
+    the paper has not comes last.
+    """
+    paper = paper_table() if paper is None else paper
+    table: list[Row] = []
+    by_method = {system.paper: name for name, system in SYSTEMS.items() if system.paper}
+    for method, figures in paper.items():
+        for data_set in DATA_SETS:
+            if figures[data_set]:
+                found = _protocols(ours, by_method.get(method), data_set)
+                table += [_line(method, data_set, float(figures[data_set]), runs) for runs in found or [[]]]
+    for name, system in SYSTEMS.items():
+        for data_set in (*DATA_SETS, OURS):
+            if data_set == OURS or not paper.get(system.paper or "", {}).get(data_set):
+                found = _protocols(ours, name, data_set)
+                table += [_line(system.paper or name, data_set, None, runs) for runs in found]
+    return table
+
+
+def markdown(table: Iterable[Row]) -> str:
+    """The table as aligned Markdown."""
+    titles = {name: name.replace("_", " ") for name in next(iter(table))}
+    lines = [list(titles.values()), *([_cell(value) for value in row.values()] for row in table)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _protocols(ours: Sequence[Mapping[str, str]], system: str | None, data_set: str) -> list[list[Mapping[str, str]]]:
+    """Our runs of a system on a data set, those of one protocol together, the last of each fold and seed."""
+    groups: dict[tuple[str, ...], dict[tuple[str, str], Mapping[str, str]]] = {}
+    for row in ours:
+        if (row["system"], row["data_set"]) == (system, data_set):
+            groups.setdefault(tuple(row[name] for name in PROTOCOL), {})[row["fold"], row["seed"]] = row
+    return [list(runs.values()) for runs in groups.values()]
+
+
+def _line(method: str, data_set: str, paper: float | None, runs: Sequence[Mapping[str, str]]) -> Row:
+    line: Row = {"method": method, "data_set": DATA_SETS.get(data_set, "SyntheticMotion"), "paper": paper}
+    if not runs:
+        return line | {"ours": NOT_RUN, "delta": None, "interval": None, "runs": None}
+    folds = sorted({run["fold"] for run in runs})
+    each = [[float(run["top1"]) for run in runs if run["fold"] == fold] for fold in folds]
+    top1 = sum(sum(seeds) / len(seeds) for seeds in each) / len(each)
+    interval = f"{float(runs[0]['ci_low']):.1f} to {float(runs[0]['ci_high']):.1f}" if len(runs) == 1 else None
+    return line | {
+        "ours": top1,
+        "delta": None if paper is None else top1 - paper,
+        "interval": interval,
+        "runs": _protocol(runs, folds),
+    }
+
+
+def _protocol(runs: Sequence[Mapping[str, str]], folds: Sequence[str]) -> str:
+    """In words: how ours was measured, so that nobody takes a delta for more than it is."""
+    first = runs[0]
+    counts = [sum(int(run[name]) for run in runs) for name in COUNTS]
+    parts = [first["backbone"], f"{first['clips']} × {first['crops']} views"]
+    if folds != [""]:
+        parts.append(f"fold{'s' * (len(folds) > 1)} {', '.join(folds)} of 3")
+    seeds = len({run["seed"] for run in runs})
+    parts.append(f"{seeds} seed{'s' * (seeds > 1)}")
+    return ", ".join(parts) + f"; evaluated {counts[0]} of {counts[1]}"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
