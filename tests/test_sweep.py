@@ -555,7 +555,17 @@ def test_jobs_that_wait_on_the_cluster_are_cancelled(monkeypatch, tmp_path):
 
 
 def test_questions_are_there():
-    wanted = {"where", "what_to_learn", "iterations", "fusion", "depth", "flow_of_3d", "other_motion", "init_scale"}
+    wanted = {
+        "table",
+        "where",
+        "what_to_learn",
+        "iterations",
+        "fusion",
+        "depth",
+        "flow_of_3d",
+        "other_motion",
+        "init_scale",
+    }
     assert {path.stem for path in SHIPPED} == wanted | CONTROLS
 
 
