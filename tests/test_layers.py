@@ -37,24 +37,25 @@ def test_golden_layer_of_february_2019(shared, dtype, tolerance):
         assert error <= tolerance, name
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_golden_layer_of_june_2019(shared, mode):
+def test_golden_layer_of_june_2019(shared, mode, dtype, tolerance):
     golden = np.load(shared / "golden" / "layer_2019_06.npz")
     expected = {name: torch.from_numpy(golden[name]) for name in golden.files}
     channels, bottleneck = expected["x"].shape[1], int(golden["bottleneck"])
     layer = FlowLayer201906(channels, bottleneck, n_iter=int(golden["n_iter"]))
     weights = filled({f"rep_flow.{k}": w for k, w in layer.state_dict().items()}, int(golden["salt"]))
     layer.load_state_dict({k.removeprefix("rep_flow."): w for k, w in weights.items()})
-    layer.double().train(mode == "train")
-    x = expected["x"].requires_grad_()
+    layer.to(dtype).train(mode == "train")
+    x = expected["x"].to(dtype).requires_grad_()
     y = layer(x)
     (y * expected["w"]).sum().backward()
     got = {"y": y, "grad/x": x.grad} | {f"grad/{name}": p.grad for name, p in layer.named_parameters()}
     assert {f"{mode}/{name}" for name in got} == {name for name in expected if name.startswith(mode)}
     for name, value in got.items():
-        torch.testing.assert_close(
-            value, expected[f"{mode}/{name}"], rtol=0, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        right = expected[f"{mode}/{name}"]
+        error = (value - right).abs().max() / max(right.abs().max(), 1)  # float64: absolute where it is below 1
+        assert error <= tolerance, f"{name}: {error}"
 
 
 def test_the_june_layer_begins_as_the_identity(rng):
