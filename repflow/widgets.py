@@ -1,43 +1,352 @@
-"""Sliders around figures, for JupyterLab. Core ipywidgets only."""
+"""Sliders around figures, for JupyterLab, and the same figures for readers of a page. Core ipywidgets only."""
 
 import io
+from collections.abc import Callable, Sequence
+from html import escape
 from time import perf_counter
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
+import torch
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor, nn
 
-from repflow.figures import flow_panel
-from repflow.tvl1 import tvl1
+from repflow.data.flow import narrowed
+from repflow.data.synthetic import motion, render
+from repflow.figures import COLOURS, draw_arrows, draw_flow, flow_to_rgb
+from repflow.models.learned import learned_flows
+from repflow.solver import solve
+from repflow.spline import CubicSpline
+from repflow.tvl1 import grey, tvl1
+from repflow.video import read_clip
+
+# Pairs to choose from: the class of SyntheticMotion that moves so, and its speed in px/frame.
+MADE = {"shift": ("right", 1.5), "far shift": ("down", 12.0), "turn": ("clockwise", 2.0), "zoom": ("zoom-in", 2.0)}
+_GIVEN, _OWN = "the notebook's", "your own video"
+_SIDE = 256  # px of the made pairs; wider videos are narrowed to it
+_SLIDERS = {
+    "lam": lambda: widgets.FloatLogSlider(0.15, min=-2.5, max=0.5, step=0.05, readout_format=".3f"),
+    "theta": lambda: widgets.FloatSlider(0.3, min=0.05, max=1.0, step=0.05),
+    "tau": lambda: widgets.FloatSlider(0.25, min=0.01, max=0.5, step=0.01),
+    "iterations": lambda: widgets.IntSlider(30, min=1, max=100),
+    "warps": lambda: widgets.IntSlider(5, min=1, max=10),
+    "scales": lambda: widgets.IntSlider(5, min=1, max=6),
+}
+
+
+class Pair(NamedTuple):
+    """Two grey frames (H, W) in 0..255 and, where it is known, the flow (2, H, W) from the first to the second."""
+
+    frame1: np.ndarray
+    frame2: np.ndarray
+    true: np.ndarray | None = None
+
+
+def made_pair(name: str, size: int = _SIDE, seed: int = 0) -> Pair:
+    """A generated pair (size, size) whose flow is known exactly; `name` is one of MADE."""
+    kind, speed = MADE[name]
+    frame1, frame2 = grey(render(kind, np.random.default_rng(seed), size, 2, speed))
+    right, down, turn, growth = motion(kind, speed, size, 2)[1]
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    c, s = np.exp(growth) * np.array([np.cos(turn), np.sin(turn)])
+    return Pair(frame1, frame2, np.stack([c * x - s * y + right - x, s * x + c * y + down - y]))
 
 
 def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None) -> widgets.Widget:
-    """Sliders for `tvl1`'s parameters above its `flow_panel`, solved again when a slider is let go.
+    """Sliders for `tvl1`'s parameters above its figure, on this pair, a made one (MADE) or frames of a video.
 
-    frame1, frame2: grey (H, W) in 0..255. With the true flow (2, H, W) the title also tells the mean end-point error.
+    frame1, frame2: grey (H, W) in 0..255; with the true flow (2, H, W) the end-point error is told. It solves again
+    when a slider is let go. Colours and arrows keep their scale until another pair is chosen.
     """
-    sliders = {
-        "lam": widgets.FloatLogSlider(0.15, min=-2.5, max=0.5, step=0.05, readout_format=".3f"),
-        "theta": widgets.FloatSlider(value=0.3, min=0.05, max=1.0, step=0.05),
-        "tau": widgets.FloatSlider(value=0.25, min=0.01, max=0.5, step=0.01),
-        "iterations": widgets.IntSlider(value=30, min=1, max=100),
-        "warps": widgets.IntSlider(value=5, min=1, max=10),
-        "scales": widgets.IntSlider(value=5, min=1, max=6),
-    }
-    picture = widgets.Image(format="png", layout=widgets.Layout(height="560px", object_fit="contain"))
+    sliders = {name: make() for name, make in _SLIDERS.items()}
+    pair = widgets.Dropdown(options=[_GIVEN, *MADE, _OWN], description="pair")
+    path = widgets.Text(placeholder="path of a video", description="video", continuous_update=False)
+    upload = widgets.FileUpload(accept="video/*", description="upload", tooltip="10 MB at most, Jupyter's limit")
+    frame = widgets.BoundedIntText(0, min=0, max=10**7, description="frame", continuous_update=False)
+    picture, message = _picture(), _message()
+    view = None
 
-    def solve(_: object = None) -> None:
-        start = perf_counter()
-        flow = tvl1(frame1, frame2, **{name: slider.value for name, slider in sliders.items()}).numpy()
-        title = f"solved in {1000 * (perf_counter() - start):.0f} ms"
-        if true is not None:
-            title += f", mean end-point error {np.hypot(*(flow - true)).mean():.3f} px"
-        file = io.BytesIO()
-        flow_panel(frame1, frame2, flow, title).savefig(file, format="png", dpi=80)
-        picture.value = file.getvalue()
+    def load() -> None:
+        nonlocal view
+        if pair.value == _GIVEN:
+            chosen = Pair(frame1, frame2, true)
+        elif pair.value == _OWN:
+            source = bytes(upload.value[0]["content"]) if upload.value else path.value
+            chosen = Pair(*grey(np.stack([narrowed(f, _SIDE) for f in read_clip(source, frame.value, 2)])))
+        else:
+            chosen = made_pair(pair.value)
+        view = _TVL1View(chosen)
+        solve_again()
+
+    def solve_again() -> None:
+        view.solve(**{name: slider.value for name, slider in sliders.items()})
+        picture.value = view.png()
 
     for name, slider in sliders.items():
         slider.description, slider.continuous_update = name, False
-        slider.observe(solve, "value")
-    solve()
+    _on_change(sliders.values(), solve_again, message)
+    _on_change([pair, path, upload, frame], load, message)
+    load()
     columns = list(sliders.values())
-    return widgets.VBox([widgets.HBox([widgets.VBox(columns[:3]), widgets.VBox(columns[3:])]), picture])
+    rows = [widgets.HBox([pair, frame, path, upload]), *(widgets.HBox(columns[i : i + 3]) for i in (0, 3))]
+    return _panel(rows, message, picture)
+
+
+def tvl1_figure(
+    frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None, **parameters: float | int
+) -> Figure:
+    """What `tvl1_explorer` shows for these parameters of `tvl1`, as a figure: for pages, where no slider lives."""
+    view = _TVL1View(Pair(frame1, frame2, true))
+    view.solve(**({name: make().value for name, make in _SLIDERS.items()} | parameters))
+    return view.figure
+
+
+def channel_explorer(model: nn.Module, clip: Tensor) -> widgets.Widget:
+    """What each channel of each flow layer in `model` sees in a clip (C, T, H, W), which it takes as (1, C, T, H, W).
+
+    Sliders choose channel and time. Raises ValueError for a model without a flow layer of this package's.
+    """
+    flows = learned_flows(model, clip)
+    layer = widgets.Dropdown(options=[(f"flow {i + 1}", i) for i in range(len(flows))], description="layer")
+    channel, time = (widgets.IntSlider(0, description=name, continuous_update=False) for name in ("channel", "time"))
+    picture, message = _picture(), _message()
+    view = None
+
+    def load() -> None:
+        nonlocal view
+        _, channels, times, _, _ = flows[layer.value].shape
+        channel.max, time.max = channels - 1, times - 1
+        view = _ChannelView(clip, flows[layer.value])
+        show()
+
+    def show() -> None:
+        view.show(channel.value, time.value)
+        picture.value = view.png()
+
+    _on_change([channel, time], show, message)
+    _on_change([layer], load, message)
+    load()
+    return _panel([widgets.HBox([layer, channel, time])], message, picture)
+
+
+def channel_figure(model: nn.Module, clip: Tensor, layer: int = 0, channel: int = 0, time: int = 0) -> Figure:
+    """What `channel_explorer` shows for this layer, channel and time, as a figure."""
+    view = _ChannelView(clip, learned_flows(model, clip)[layer])
+    view.show(channel, time)
+    return view.figure
+
+
+class _View:
+    """A figure that is drawn once; after that only the artists that change are: a tenth of the time."""
+
+    def __init__(self) -> None:
+        self.figure = Figure(figsize=(9.6, 7), dpi=80, layout="constrained")
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.axes = self.figure.subplots(2, 2)
+
+    def keep_all_but(self, changing: Sequence[Artist]) -> None:
+        self.changing = changing
+        for artist in changing:
+            artist.set_animated(True)  # laid out, and not drawn
+        self.canvas.draw()
+        self.still = self.canvas.copy_from_bbox(self.figure.bbox)
+        self.figure.set_layout_engine("none")  # it stays as it is
+        for artist in changing:
+            artist.set_animated(False)
+
+    def png(self) -> bytes:
+        self.canvas.restore_region(self.still)
+        for artist in self.changing:
+            self.figure.draw_artist(artist)
+        file = io.BytesIO()
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+
+class _TVL1View(_View):
+    """A pair's flow as arrows and colours, the difference that it leaves, and how fast the energy falls."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.pair, self.spline = pair, CubicSpline(torch.as_tensor(pair.frame2, dtype=torch.float32)[None, None])
+        found = tvl1(pair.frame1, pair.frame2).numpy()  # where this compiles, it does so before anything is timed
+        reference = found if pair.true is None else pair.true
+        self.largest = max(float(np.percentile(np.hypot(*reference), 99)), 0.1)
+        (arrows, colours), (left, energy) = self.axes
+        draw_arrows(arrows, pair.frame1, reference)
+        draw_flow(colours, reference, self.largest)
+        colours.set_title("flow")
+        self.before = np.abs(pair.frame2 - pair.frame1)
+        difference = left.imshow(self.before, "magma", vmin=0, vmax=max(np.percentile(self.before, 99.5), 1))
+        left.set(xticks=[], yticks=[])
+        self.figure.colorbar(difference, ax=left, label="grey levels")
+        (self.falls,) = energy.plot([], [], "o-", color=COLOURS[0], label="iterating from rest")
+        self.reached = energy.axhline(0, color=COLOURS[1], linestyle="--", label="the flow shown")
+        energy.set(xscale="log", xlim=(0.9, 110), ylim=(0, 120), title="energy, linearised at the flow shown")
+        energy.set(xlabel="inner iterations", ylabel="energy (% of that at rest)")
+        energy.grid(alpha=0.3)
+        energy.legend(loc="upper right", fontsize="small")
+        self.title = self.figure.suptitle("solved")
+        self.arrows, self.colours, self.difference = arrows.collections[0], colours.images[0], difference
+        self.left = left.set_title("|frame 2 − frame 1|")
+        self.keep_all_but(
+            [
+                self.arrows,
+                self.colours,
+                *colours.child_axes,
+                difference,
+                self.left,
+                self.falls,
+                self.reached,
+                self.title,
+            ]
+        )
+
+    def solve(self, **parameters: float | int) -> None:
+        start = perf_counter()
+        flow = tvl1(self.pair.frame1, self.pair.frame2, **parameters)
+        told = f"solved in {1000 * (perf_counter() - start):.0f} ms"
+        seen = flow.numpy()
+        if self.pair.true is not None:
+            told += f", mean end-point error {np.hypot(*(seen - self.pair.true)).mean():.3f} px"
+        self.title.set_text(told)
+        self.arrows.set_UVC(*seen[:, *self.arrows.XY.T[::-1].astype(int)])
+        self.colours.set_data(flow_to_rgb(seen, self.largest))
+        warped, grad, inside = self.spline.warp(flow[:, None, None])
+        first = torch.as_tensor(self.pair.frame1, dtype=torch.float32)
+        after = (warped[0, 0] - first).abs().numpy()
+        self.difference.set_data(after)
+        self.left.set_text(f"|frame 2 − frame 1|: mean {self.before.mean():.2f}, warped {after.mean():.2f}")
+        grad = grad * inside
+        rho_c = (warped - first) * inside - (grad * flow[:, None, None]).sum(0)
+        steps, falling, reached = _energies(rho_c, grad, flow[:, None, None], parameters)
+        self.falls.set_data(steps, falling)
+        self.reached.set_ydata([reached, reached])
+
+
+def _energies(
+    rho_c: Tensor, grad: Tensor, flow: Tensor, parameters: dict[str, float | int]
+) -> tuple[list[int], list[float], float]:
+    """Percent of the energy at rest: after so many inner iterations from rest, and of `flow`, for one linearisation."""
+    lam, iterations = parameters["lam"], int(parameters["iterations"])
+
+    def energy(flow: Tensor) -> float:
+        along_x = flow.diff(dim=-1, append=flow[..., -1:])
+        along_y = flow.diff(dim=-2, append=flow[..., -1:, :])
+        return float(torch.hypot(along_x, along_y).sum() + lam * (rho_c + (grad * flow).sum(0)).abs().sum())
+
+    numbers = {name: parameters[name] for name in ("lam", "theta", "tau")}
+    rest = torch.zeros_like(flow)
+    at_rest = max(energy(rest), 1e-6)  # two equal frames have none
+    steps = sorted({round(iterations ** (i / 12)) for i in range(13)})
+    now, dual, done, falling = rest, None, 0, []
+    for step in steps:
+        now, dual = solve(rho_c, grad, iterations=step - done, flow=now, dual=dual, **numbers)
+        done = step
+        falling.append(100 * energy(now) / at_rest)
+    return steps, falling, 100 * energy(flow) / at_rest
+
+
+class _ChannelView(_View):
+    """One channel's flow over the clip, in colours and over time, beside all channels of its layer."""
+
+    def __init__(self, clip: Tensor, flow: np.ndarray) -> None:
+        super().__init__()
+        self.flow, self.frames = flow, _pictures(clip)
+        _, channels, times, H, W = flow.shape
+        self.largest = max(float(np.percentile(np.hypot(*flow), 99)), 0.1)
+        (arrows, colours), (every, mean) = self.axes
+        height, width = self.frames.shape[1:3]
+        step = max(1, W // 16)
+        self.at = np.mgrid[step // 2 : H : step, step // 2 : W : step]
+        y, x = ((i + 0.5) * size / n - 0.5 for i, size, n in zip(self.at, (height, width), (H, W), strict=True))
+        self.frame = arrows.imshow(self.frames[0])
+        spacing = step * width / W  # an arrow of the largest flow reaches over two
+        options = {"angles": "xy", "scale_units": "xy", "scale": self.largest / (2 * spacing), "width": 0.005}
+        self.arrows = arrows.quiver(x, y, *flow[:, 0, 0][:, *self.at], color=COLOURS[4], **options)
+        arrows.set(xticks=[], yticks=[])
+        self.named = arrows.set_title("channel")
+        draw_flow(colours, flow[:, 0, 0], self.largest)
+        colours.set_title("its flow")
+        self.columns = int(np.ceil(channels**0.5))
+        every.set(xticks=[], yticks=[], title=f"all {channels} channels, in the same colours")
+        self.colours, self.every = colours.images[0], every.imshow(self._mosaic(0))
+        self.mark = every.add_patch(Rectangle((-1, -1), W + 1, H + 1, fill=False, color="black", linewidth=2))
+        self.means = flow.mean((3, 4))
+        self.lines = [
+            mean.plot(np.zeros(times), style, color=colour, label=label)[0]
+            for style, colour, label in (("o-", COLOURS[0], "u, to the right"), ("s--", COLOURS[1], "v, down"))
+        ]
+        self.now = mean.axvline(0, color="0.5")
+        reach = 1.1 * max(float(np.abs(self.means).max()), 0.01)
+        mean.set(
+            ylim=(-reach, 1.4 * reach), xlabel="time (pair of maps)", ylabel="mean flow (px/frame)", title="over time"
+        )
+        mean.grid(alpha=0.3)
+        mean.legend(loc="upper left", ncols=2, fontsize="small")
+        changing = [self.frame, self.arrows, self.named, self.colours, *colours.child_axes, self.every, self.mark]
+        self.keep_all_but([*changing, *self.lines, self.now])
+
+    def show(self, channel: int, time: int) -> None:
+        _, channels, times, H, W = self.flow.shape
+        frame = time * (len(self.frames) - 1) // times
+        seen = self.flow[:, channel, time]
+        self.frame.set_data(self.frames[frame])
+        self.arrows.set_UVC(*seen[:, *self.at])
+        self.named.set_text(f"channel {channel} of {channels}, over frame {frame}")
+        self.colours.set_data(flow_to_rgb(seen, self.largest))
+        self.every.set_data(self._mosaic(time))
+        row, column = divmod(channel, self.columns)
+        self.mark.set_xy((column * (W + 1) - 1, row * (H + 1) - 1))
+        for line, values in zip(self.lines, self.means[:, channel], strict=True):
+            line.set_ydata(values)
+        self.now.set_xdata([time, time])
+
+    def _mosaic(self, time: int) -> np.ndarray:
+        """The flow of all channels in colours, one grey pixel between two."""
+        colours = flow_to_rgb(self.flow[:, :, time].swapaxes(0, 1), self.largest)
+        tiles = np.pad(colours, ((0, -len(colours) % self.columns), (0, 1), (0, 1), (0, 0)), constant_values=128)
+        rows = tiles.reshape(-1, self.columns, *tiles.shape[1:])
+        return np.concatenate(np.concatenate(rows.swapaxes(0, 1), 2), 0)
+
+
+def _pictures(clip: Tensor) -> np.ndarray:
+    """A clip (C, T, H, W) to look at, uint8 (T, H, W, 3): its colours, or the mean of its channels, stretched."""
+    shown = clip.detach().cpu().float()
+    shown = shown if len(shown) == 3 else shown.mean(0, keepdim=True).expand(3, -1, -1, -1)
+    low, high = shown.min(), shown.max()
+    return (255 * (shown - low) / (high - low).clamp(min=1e-6)).byte().permute(1, 2, 3, 0).numpy()
+
+
+def _picture() -> widgets.Image:
+    return widgets.Image(format="png", layout=widgets.Layout(height="560px", width="768px", flex="0 0 auto"))
+
+
+def _message() -> widgets.HTML:
+    return widgets.HTML(layout=widgets.Layout(height="2em", flex="0 0 auto"))
+
+
+def _panel(rows: Sequence[widgets.Widget], message: widgets.HTML, picture: widgets.Image) -> widgets.Widget:
+    """All below each other, always as high: nothing jumps when the picture comes."""
+    height = f"{40 * len(rows) + 620}px"
+    return widgets.VBox([*rows, message, picture], layout=widgets.Layout(height=height, overflow="hidden"))
+
+
+def _on_change(sources: Sequence[widgets.Widget], work: Callable[[], None], message: widgets.HTML) -> None:
+    """Do the work when a value changes. Its errors are shown: those of callbacks go to a log that nobody opens."""
+
+    def call(_: object) -> None:
+        try:
+            work()
+        except Exception as error:
+            message.value = f'<b style="color: {COLOURS[1]}">{escape(str(error) or repr(error))}</b>'
+        else:
+            message.value = ""
+
+    for source in sources:
+        source.observe(call, "value")

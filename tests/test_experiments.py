@@ -360,7 +360,9 @@ def test_a_failed_notebook_leaves_the_others_and_its_traceback(results):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", out.name)
     files = [f"{name}.{kind}" for name in ("01_bad", "02_good") for kind in ("html", "ipynb", "metrics.json")]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*files, "02_good.png", "index.html"])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*files, "02_good.png", "index.html", "api.html", "results.html"]
+    )
     assert (records["01_bad"]["error"], records["02_good"]["error"]) == ("ValueError: <no> good (In [5])", None)
     assert records["01_bad"]["headline"] is None
     cells = nbformat.read(out / "01_bad.ipynb", as_version=4).cells

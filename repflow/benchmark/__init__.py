@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from repflow import __version__
-from repflow.files import Row, read_csv
+from repflow.files import Row, read_csv, results_folder
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -39,9 +39,7 @@ def time_in_turn(tasks: Mapping[Key, Callable[[], object]], repeats: int = 5, se
 
 def paper_table() -> dict[str, dict[str, str]]:
     """The paper's final table by method, as results/paper.csv has it: texts, empty where the paper has no figure."""
-    package = Path(__file__).parents[1]
-    places = (package / "results" / "paper.csv", package.parent / "results" / "paper.csv")  # wheel, checkout
-    return {row["method"]: row for row in read_csv(next(place for place in places if place.is_file()))}
+    return {row["method"]: row for row in read_csv(results_folder() / "paper.csv")}
 
 
 def environment() -> dict[str, Any]:

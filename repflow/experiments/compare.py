@@ -19,13 +19,6 @@ COUNTS = ("evaluated", "expected")
 PROTOCOL = ("backbone", "clips", "crops")
 
 
-def results_folder() -> Path:
-    """The folder with the paper's table, and ours: the installed package's, or the checkout's."""
-    package = Path(__file__).parents[1]
-    folders = (package / "results", package.parent / "results")
-    return next((folder for folder in folders if folder.is_dir()), folders[-1])
-
-
 def add_result(
     file: Path,
     measures: Mapping[str, float],

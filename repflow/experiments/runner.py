@@ -33,11 +33,11 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
     """Execute notebooks and return the path of the run's index page and whether all went well.
 
-    `out`/<time>/ receives each notebook's executed copy, page, metrics and headline figure. A notebook that fails keeps
-    what it did, and the others still run. After ctrl-C, SIGTERM or SIGHUP the folder holds what there is and
-    KeyboardInterrupt is raised. Raises OSError, before anything starts, if `out` cannot be written.
+    `out`/<time>/ receives each notebook's executed copy, metrics and headline figure, and the pages of `write_site`. A
+    notebook that fails keeps what it did, and the others still run. After ctrl-C, SIGTERM or SIGHUP the folder holds
+    what there is and KeyboardInterrupt is raised. Raises OSError, before anything starts, if `out` cannot be written.
     """
-    from repflow.experiments.pages import write_index
+    from repflow.experiments.site import write_site
 
     final, folder = _new_folder(out)
     token = uuid.uuid4().hex
@@ -52,7 +52,7 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
                     raise KeyboardInterrupt
         finally:
             _end(token)  # a signal may have come in the middle of this very call
-            write_index(folder, final.name, profile, records, [job.notebook.stem for job in jobs[len(records) :]])
+            write_site(folder, final.name, profile, jobs, records)
             folder.rename(final)
     return final / "index.html", not any(record["error"] for record in records)
 
@@ -96,7 +96,7 @@ def _one_interrupt() -> Iterator[None]:
 
 def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[str, Any]:
     """Execute a notebook, write its files into `folder` and return its metrics record."""
-    from repflow.experiments.pages import heading, notebook_page
+    from repflow.experiments.pages import heading
 
     name = job.notebook.stem
     started, clock = datetime.now().astimezone(), time.perf_counter()
@@ -120,9 +120,6 @@ def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[
     (folder / f"{name}.metrics.json").write_text(text + "\n", encoding="utf-8")
     if figure:
         (folder / f"{name}.png").write_bytes(figure)
-    (folder / f"{name}.html").write_text(
-        notebook_page(notebook, record["title"], job.notebook.parent), encoding="utf-8"
-    )
     return record
 
 
