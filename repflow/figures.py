@@ -178,6 +178,28 @@ def write_flow_mp4(video: Path, out: Path, *, width: int | None = None, **option
         write_mp4(out, _frames_and_flow(video, folder, width or 320, options), flow_rate(video, options["stride"]))
 
 
+def write_channels(
+    path: str | os.PathLike[str], frames: np.ndarray, flow: np.ndarray, channels: Sequence[int], fps: float
+) -> None:
+    """Write frames beside the learned flow of some channels, in colours, as a .gif or .mp4, whole or not at all.
+
+    frames: uint8 (T, H, W, 3). flow: (2, C, T', h, w), as `learned_flows` has it; its maps are enlarged to the frames,
+    and each of its T' times stands beside the frame at the same share of the clip. Each channel has its own scale.
+    """
+    H, W = frames.shape[1:3]
+    scales = {channel: _scale(np.hypot(*flow[:, channel])) for channel in channels}
+
+    def picture(t: int) -> np.ndarray:
+        tiles = [frames[t * len(frames) // flow.shape[2]]]
+        for channel, largest in scales.items():
+            colours = Image.fromarray(flow_to_rgb(flow[:, channel, t], largest))
+            tiles.append(np.asarray(colours.resize((W, H), Image.Resampling.NEAREST)))
+        return np.concatenate(tiles, 1)
+
+    write = write_mp4 if os.fspath(path).lower().endswith(".mp4") else write_gif
+    write(path, map(picture, range(flow.shape[2])), fps)
+
+
 def frame_and_flow(frame: np.ndarray, flow: np.ndarray, largest: float) -> np.ndarray:
     """An RGB frame (H, W, 3) beside its flow (2, H, W) in colours, with the wheel in a corner: uint8 (H, 2W, 3)."""
     colours = flow_to_rgb(flow, largest)

@@ -8,6 +8,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from repflow import official
 from repflow.cli import main
@@ -16,6 +17,7 @@ from repflow.evaluation import Predictions, confusion, evaluate, folds, fuse, me
 from repflow.files import read_csv
 from repflow.models import build_model
 from repflow.training import load_model
+from repflow.video import probe, read_clip
 
 CLASSES = ["a", "b", "c"]
 NAN = [np.nan] * 3
@@ -165,6 +167,7 @@ def test_two_processes_count_every_video_once(made, tmp_path):
             from repflow.evaluation import predict
             from repflow.models import build_model
 from repflow.training import load_model
+from repflow.video import probe, read_clip
 
             root, out, rank, world = *sys.argv[1:3], *map(int, sys.argv[3:])
             if world > 1:
@@ -264,3 +267,40 @@ def test_text_is_no_checkpoint(tmp_path, capsys):
     code = main(["evaluate", "--checkpoint", str(tmp_path / "a.pt"), "--data", "hmdb51", str(tmp_path / "set")])
     assert code == 1
     assert "a.pt" in capsys.readouterr().err
+
+
+def test_the_flow_inside_a_checkpoint_as_a_picture(made, tmp_path, capsys):
+    settings = ["backbone=tiny_2d", "steps=1", "batch=4", "frames=5", "iterations=2", "validation=0"]
+    run = str(tmp_path / "run")
+    assert (
+        main(
+            ["train", "--data", "synthetic", str(made), "--model", "flow_of_flow_2d", "--out", run, "--set", *settings]
+        )
+        == 0
+    )
+    video = next((made / "right").glob("*.avi"))
+    out = tmp_path / "learned.gif"
+    command = ["flow", str(video), "--out", str(out), "--checkpoint", f"{run}/checkpoints/step-000000001.pt"]
+    assert main([*command, "--channels", "1", "7", "--layer", "0"]) == 0
+    with Image.open(out) as gif:
+        assert (gif.n_frames, gif.size) == (4, (3 * 32, 32))  # five frames have four flows
+        first = np.asarray(gif.convert("RGB"))
+    difference = np.abs(first[:, :32].astype(int) - read_clip(video, 0, 1)[0]).mean()
+    assert difference < 12  # a GIF has few colours
+    capsys.readouterr()
+    for wrong, message in (
+        (["--channels", "8"], "--channels 8: this flow has channels 0 to 7"),
+        (["--layer", "2"], "--layer 2: the model has 2 flows, 0 to 1"),
+        (["--out", str(tmp_path / "a.npz")], "ends in .gif or .mp4"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_flow_inside_a_released_network(tmp_path, made):
+    torch.save(official.HMDBFlowOfFlow(3).state_dict(), tmp_path / "official.pt")
+    SyntheticMotion.make(tmp_path / "set", train=1, test=0, unused=0, size=32, frames=16)
+    video = next((tmp_path / "set" / "up").glob("*.avi"))
+    out = tmp_path / "learned.mp4"
+    assert main(["flow", str(video), "--out", str(out), "--checkpoint", str(tmp_path / "official.pt")]) == 0
+    assert probe(out)[:2] == (4 * 32, 32)

@@ -106,6 +106,12 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=int, metavar="N", help="at most so many frames (default: all)")
     add("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")
     add("--width", type=int, metavar="PX", help="reduce wider frames first (default: 320 for pictures)")
+    add("--checkpoint", type=Path, metavar="FILE",
+        help="instead of TV-L1, the flow that this trained model computes inside, as .gif or .mp4")  # fmt: skip
+    add(
+        "--channels", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="which of its channels (default: 0 1 2)"
+    )
+    add("--layer", type=int, default=-1, metavar="N", help="which of its flows, 0 is the first (default: the last)")
 
 
 def _flow(arguments: argparse.Namespace) -> int:
@@ -115,12 +121,43 @@ def _flow(arguments: argparse.Namespace) -> int:
     from repflow.figures import write_flow_gif, write_flow_mp4
 
     options = _numbers(arguments, start=0, frames=1, stride=1, width=1)
+    if arguments.checkpoint:
+        return _learned_flow(arguments)
     writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
     write = writers.get(arguments.out.suffix.lower())
     if write is None:
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif, .mp4, .npz or .flo")
     _check_writable(arguments.out)
     write(arguments.video, arguments.out, **options)
+    sys.stdout.write(f"{arguments.out}\n")
+    return 0
+
+
+def _learned_flow(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
+    from repflow.cli.evaluate import read_model
+    from repflow.data.flow import flow_rate, narrowed
+    from repflow.figures import write_channels
+    from repflow.models.learned import learned_flows
+    from repflow.video import read_clip
+
+    if arguments.out.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
+    _check_writable(arguments.out)
+    model, settings = read_model(arguments.checkpoint)
+    frames, width = arguments.frames or settings["frames"], arguments.width or 320
+    pixels = read_clip(arguments.video, arguments.start, frames, arguments.stride)
+    pixels = np.stack([narrowed(frame, width) for frame in pixels])
+    clip = torch.from_numpy(pixels).permute(3, 0, 1, 2) * (2 / 255) - 1
+    flows = learned_flows(model, -clip if settings.get("inverted") else clip)
+    if arguments.layer not in range(-len(flows), len(flows)):
+        raise UsageError(f"--layer {arguments.layer}: the model has {len(flows)} flows, 0 to {len(flows) - 1}")
+    flow = flows[arguments.layer]
+    if wrong := [channel for channel in arguments.channels if channel not in range(flow.shape[1])]:
+        raise UsageError(f"--channels {wrong[0]}: this flow has channels 0 to {flow.shape[1] - 1}")
+    write_channels(arguments.out, pixels, flow, arguments.channels, flow_rate(arguments.video, arguments.stride))
     sys.stdout.write(f"{arguments.out}\n")
     return 0
 

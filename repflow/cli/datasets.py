@@ -10,6 +10,7 @@ from repflow.experiments import UsageError
 if TYPE_CHECKING:
     from repflow.data.lists import Listed
 
+RESIZE = 128  # pixels, before the released networks' crop of 112: our choice, since theirs is not known
 KINDS = "hmdb51", "kinetics", "synthetic"
 
 
@@ -50,7 +51,7 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
     """--preset, --frames, --stride, --resize, --crop, --flow."""
     add = parser.add_argument
     add("--preset", choices=("2019",), help="clips as the released weights need them: 16 frames at stride 2, crop 112, "
-        "values upside down; resized to 128 first, which is our choice")  # fmt: skip
+        f"values upside down, resized to {RESIZE} first (released checkpoints take this anyway)")  # fmt: skip
     add("--frames", type=int, metavar="N", help="of a clip")
     add("--stride", type=int, metavar="N", help="take every N-th frame")
     add("--resize", type=int, metavar="PX", help="the shorter side before cutting")
@@ -62,7 +63,7 @@ def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) ->
     """Settings for `Clips` and `Views`: the defaults, over them the preset's, over them what was asked for."""
     from repflow.data import PRESETS
 
-    preset = PRESETS[arguments.preset] | {"resize": 128} if arguments.preset else {}
+    preset = PRESETS[arguments.preset] | {"resize": RESIZE} if arguments.preset else {}
     names = ("frames", "stride", "resize", "crop", "flow")
     asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return {**defaults, **preset, **asked}

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from repflow.cli.datasets import add_clips, add_dataset, clip_settings, open_dataset
+from repflow.cli.datasets import RESIZE, add_clips, add_dataset, clip_settings, open_dataset
 from repflow.experiments import UsageError
 
 if TYPE_CHECKING:
@@ -80,19 +80,20 @@ def _evaluated(arguments: argparse.Namespace) -> "Predictions":
     if arguments.weights:
         raise UsageError("--weights: fusion takes --predictions of several models")
     source = open_dataset(arguments, "test")
-    model, defaults = _model(arguments.checkpoint)
+    model, defaults = read_model(arguments.checkpoint)
     settings = clip_settings(arguments, defaults)
     views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
     return evaluate(model, views, source, arguments.batch, arguments.workers)
 
 
-def _model(checkpoint: Path) -> "tuple[nn.Module, dict[str, object]]":
-    """A model in eval mode, and the settings of the clips that it was trained on."""
+def read_model(checkpoint: Path) -> "tuple[nn.Module, dict[str, Any]]":
+    """A model in eval mode, of this package or of the 2019 release, and the settings of clips as it was trained on."""
+    from repflow.data import PRESETS
     from repflow.official import CheckpointError, kind_of, load
     from repflow.training import load_model, read_checkpoint
 
     try:
-        return load(checkpoint, kind_of(checkpoint)), {"frames": 16}
+        return load(checkpoint, kind_of(checkpoint)), PRESETS["2019"] | {"resize": RESIZE}
     except CheckpointError as error:
         try:
             recipe = read_checkpoint(checkpoint)["config"]["recipe"]
