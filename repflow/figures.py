@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import fill
 
 import av
 import matplotlib.pyplot as plt
@@ -122,7 +123,7 @@ def curves(series: Mapping[str, Sequence[float]], x: str, y: str, smooth: int = 
 
 def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, float] | None = None) -> Figure:
     """Grouped bars {group: {bar: value}}, every value written on its bar, with named horizontal lines."""
-    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(max(7.5, 1.4 * len(groups)), 3.6), layout="constrained")
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
     for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
@@ -131,7 +132,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
         ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small")
     for i, (name, value) in enumerate((lines or {}).items()):
         ax.axhline(value, color="0.3", linestyle=("--", ":")[i % 2], label=name)
-    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_xticks(range(len(groups)), [fill(name, 14) for name in groups])
     ax.set_ylabel(y)
     ax.margins(y=0.12)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)

@@ -166,8 +166,6 @@ def test_two_processes_count_every_video_once(made, tmp_path):
             from repflow.data import Clips, SyntheticMotion
             from repflow.evaluation import predict
             from repflow.models import build_model
-from repflow.training import load_model
-from repflow.video import probe, read_clip
 
             root, out, rank, world = *sys.argv[1:3], *map(int, sys.argv[3:])
             if world > 1:

@@ -1,73 +1,59 @@
-"""The README's tables, written from the files in results/, and our accuracies there from executed notebooks.
+"""The README's tables, written from the files in results/, and our accuracies there from a finished sweep.
 
-python -m repflow.experiments.collect runs/2026-01-31_14-05-09 ...      (in the checkout; folders of `repflow run 04`)
-python -m repflow.experiments.collect                                   (only writes the README's tables anew)
+repflow sweep notebooks/sweeps/table.yaml --profile small --out runs/table
+python -m repflow.experiments.collect runs/table/table.csv      (in the checkout)
+python -m repflow.experiments.collect                           (only writes the README's tables anew)
 """
 
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from repflow.experiments.parameters import UsageError
+from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
-from repflow.files import read_csv, write_csv
+from repflow.files import read_csv
 from repflow.models.systems import SYSTEMS
 
-NOTEBOOK = "04_training_hmdb_kinetics"
 MEASURES = {"top1": "top-1 of 12", "basic": "basic eight", "pairs": "faster or slower"}
-SETTINGS = ("seed", "steps", "train_clips", "batch", "iterations")
-MACHINE = ("cpu", "cpus", "gpu", "python", "torch", "repflow", "commit")
+STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % point of the t distribution, by the number of seeds
 
 
-def rows_of(runs: Sequence[Path]) -> list[dict[str, object]]:
-    """One row for each model of each run. Raises UsageError for a folder without that notebook's finished metrics."""
-    rows = []
-    for run in runs:
-        path = run / f"{NOTEBOOK}.metrics.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"error": "no such file"}
-        if record["error"] or record["parameters"]["hmdb51"]:
-            raise UsageError(f"{path}: expected metrics of a finished run on SyntheticMotion ({record['error']})")
-        for model, accuracy in record["metrics"]["accuracy"].items():
-            rows.append(
-                {"model": model}
-                | {name: record["parameters"][name] for name in SETTINGS}
-                | {"test_clips": record["metrics"]["test_clips"]}
-                | {name: round(accuracy[name], 2) for name in MEASURES}
-                | {"seconds": round(record["metrics"]["seconds"][model], 1), "started": record["started"]}
-                | {name: record["environment"][name] for name in MACHINE}
-            )
-    return rows
-
-
-def means(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """Of each model (by the paper's name for it) and measure: all the seeds' values, in percent."""
+def means(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Of each system (by the paper's name for it) and measure: all the seeds' values, in percent."""
     return {
         system.paper or name: {
-            measure: np.array([float(row[measure]) for row in rows if row["model"] == name]) for measure in MEASURES
+            measure: np.array([float(row[measure]) for row in rows if row["system"] == name]) for measure in MEASURES
         }
         for name, system in SYSTEMS.items()
-        if any(row["model"] == name for row in rows)
+        if any(row["system"] == name for row in rows)
     }
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """The README's table: mean over seeds, and the smallest and largest of them."""
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The README's table: mean over seeds and its 95 % interval, by Student's distribution of so few."""
     first = rows[0]
     seeds = sorted({row["seed"] for row in rows})
     cells = {
-        name: {MEASURES[key]: f"{v.mean():.1f} ({v.min():.1f} to {v.max():.1f})" for key, v in measured.items()}
+        name: {MEASURES[key]: _interval(values) for key, values in measured.items()}
         for name, measured in means(rows).items()
     }
     lines = _lines("%", list(MEASURES.values()), cells)
     note = (
-        f"Mean (and range) over seeds {', '.join(seeds)}; {first['steps']} steps; for training {first['train_clips']} "
-        f"clips a class, for testing {first['test_clips']} clips; {first['cpu']}, {first['cpus']} cores, "
-        f"PyTorch {first['torch']}. Chance is 8.3, 8.3 and 50."
+        f"Mean and 95 % interval over seeds {', '.join(seeds)}; {first['steps']} steps of small networks, `tiny_2d` "
+        f"and `tiny_2plus1d`; for training {first['train_clips']} clips a class, for testing "
+        f"{len(CLASSES) * int(first['test_clips'])} clips; "
+        f"{first['cpu']}, {first['cpus']} cores, PyTorch {first['torch']}. "
+        "Chance is 8.3, 8.3 and 50; one flow layer on single frames can reach 83.3 at most."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def _interval(values: np.ndarray) -> str:
+    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{values.mean():.1f} ± {half:.1f}"
 
 
 def timings(solver: Sequence[dict[str, str]], tvl1: Sequence[dict[str, str]]) -> str:
@@ -119,9 +105,8 @@ def marked(text: str, name: str) -> tuple[str, str, str]:
     return before + begin, between, end + behind
 
 
-def write_accuracies(runs: Sequence[Path], file: Path) -> None:
-    """Write `file` (CSV), and the figure beside it, from run folders."""
-    write_csv(file, rows_of(runs))
+def draw(file: Path) -> None:
+    """The figure beside a file of accuracies."""
     groups = {
         name: {MEASURES[key]: float(values.mean()) for key, values in measured.items()}
         for name, measured in means(read_csv(file)).items()
@@ -130,11 +115,13 @@ def write_accuracies(runs: Sequence[Path], file: Path) -> None:
     figure.savefig(file.with_suffix(".png"), dpi=100)
 
 
-def main(runs: Sequence[str]) -> None:
-    """Write results/synthetic_motion.csv and .png from run folders, if any, and the README's tables."""
+def main(sweeps: Sequence[str]) -> None:
+    """Write results/synthetic_motion.csv and .png from a sweep's table, if one is named, and the README's tables."""
     root = Path(__file__).parents[2]
-    if runs:
-        write_accuracies([Path(run) for run in runs], root / "results" / "synthetic_motion.csv")
+    for sweep in sweeps:
+        file = root / "results" / "synthetic_motion.csv"
+        file.write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")
+        draw(file)
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, content in sections(root / "results").items():
