@@ -2,10 +2,11 @@
 
 import csv
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 Row = dict[str, Any]  # a line of a table: text, number, or None where there is nothing to say
@@ -18,8 +19,13 @@ def beside(target: str | os.PathLike[str]) -> Iterator[Path]:
     It lies on the file system of `target`, so that what is finished can be renamed to it in one step.
     """
     target = Path(target).absolute()
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        yield Path(folder)
+    # The name is known before the folder is there: `tempfile` would leave one behind where a signal comes in between.
+    folder = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def results_folder() -> Path:
