@@ -331,3 +331,22 @@ def test_speeds_are_alike_in_all_classes():
         to_x = scale * (np.cos(turn) * x - np.sin(turn) * y) + right
         to_y = scale * (np.sin(turn) * x + np.cos(turn) * y) + down
         assert np.hypot(to_x - x, to_y - y).mean() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "shift"), [("right", (1, 0)), ("up", (0, -1))])
+def test_a_moving_object_covers_a_third_of_a_still_frame(name, shift):
+    clip = render(name, np.random.default_rng(2), size=64, frames=7, speed=1.0, moving="object").astype(int)
+    for before, after in pairwise(clip):
+        still = (after == before).all(-1)
+        moved = np.abs(after - np.roll(before, shift, (1, 0))).max(-1) <= 1  # round the frame's edges, too
+        assert 0.33 < moved.mean() < 0.40  # a disc of radius 1/3: 0.349
+        assert (still | moved).mean() > 0.94  # the rest: its rim
+
+
+@pytest.mark.parametrize("name", ["clockwise", "zoom-out"])
+def test_an_object_that_turns_or_grows_stays_in_its_place(name):
+    clip = render(name, np.random.default_rng(2), size=64, frames=7, speed=2.0, moving="object").astype(int)
+    changed = (np.abs(clip - clip[0]).max(-1) > 0).any(0)
+    assert 0.33 < changed.mean() < 0.39
+    speed = np.hypot(*motion(name, 2.0, 64, 7, "object")[-1, 2:]) * 64 / 3 * 2 / 3 / 6
+    assert speed == pytest.approx(2.0)  # mean over a disc: two thirds of its radius

@@ -22,11 +22,11 @@ TRAIN, TEST = 100, 200  # clips a class: 2,400 held out, so chance has a standar
 CHANCE = 1 / 12
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest.fixture(scope="module", params=["frame", "object"])
+def made(tmp_path_factory, request):
     """(decoded clips, labels, classes) of the training clips, then of the test clips."""
     root = tmp_path_factory.mktemp("data") / "motion"
-    SyntheticMotion.make(root, train=TRAIN, test=TEST, unused=0, seed=SEED)
+    SyntheticMotion.make(root, train=TRAIN, test=TEST, unused=0, seed=SEED, moving=request.param)
     subsets = [SyntheticMotion(root, subset) for subset in ("train", "test")]
     samples = subsets[0].samples + subsets[1].samples
     return (

@@ -35,6 +35,7 @@ def synthetic_motion(
     scaling: Literal["clip", "batch"] = "clip",
     pictures: Literal["frames", "differences"] = "frames",
     order: Literal["kept", "shuffled"] = "kept",
+    moving: Literal["frame", "object"] = "frame",
     noise: float = 0.0,
     rgb_share: float = 0.0,
     train_clips: int = 60,
@@ -53,6 +54,7 @@ def synthetic_motion(
         nothing.
     scaling: what the flow layer maps to 0..255: each clip, or the whole batch at once, as the 2019 layer does.
     pictures, order, noise: see `Altered`; the same for training and testing.
+    moving: the whole frame, or an object in it.
     rgb_share: above 0, a stream of RGB alone is trained, too, and has this share in the mean of both probabilities.
     train_clips, test_clips: of each class. steps: of the optimiser. rate: its highest learning rate. size: pixels.
     data: folder for the generated clips; None: where repflow keeps data.
@@ -60,8 +62,9 @@ def synthetic_motion(
     from repflow.training import Recipe, motion_accuracy, predict, train
 
     root = Path(data) if data else default_folder()
-    root = root / f"synthetic_motion_{train_clips}_{test_clips}_{seed}_{size}_{frames}"
-    SyntheticMotion.make(root, train=train_clips, test=test_clips, size=size, frames=frames, seed=seed)
+    name = f"synthetic_motion_{train_clips}_{test_clips}_{seed}_{size}_{frames}"
+    root = root / (name if moving == "frame" else f"{name}_{moving}")
+    SyntheticMotion.make(root, train=train_clips, test=test_clips, size=size, frames=frames, seed=seed, moving=moving)
     training, test = (SyntheticMotion(root, subset) for subset in ("train", "test"))
     altered = {"pictures": pictures, "order": order, "noise": noise, "seed": seed}
     options = _options(locals())
