@@ -347,6 +347,7 @@ def _add_data_make(parser: argparse.ArgumentParser) -> None:
         ("frames", 9, "frames a clip"), ("seed", 0, "of everything random"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument("--moving", choices=("frame", "object"), default="frame", help="what moves (default: frame)")
 
 
 def _data_make(arguments: argparse.Namespace) -> int:
@@ -354,7 +355,7 @@ def _data_make(arguments: argparse.Namespace) -> int:
     from repflow.data import SyntheticMotion
 
     numbers = _numbers(arguments, train=1, test=0, size=8, frames=3, seed=0)
-    SyntheticMotion.make(arguments.root, **numbers)
+    SyntheticMotion.make(arguments.root, **numbers, moving=arguments.moving)
     sys.stdout.write(f"{arguments.root}\n")
     return 0
 
