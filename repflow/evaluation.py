@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from repflow.data.clips import Clips, Inputs, Views
 from repflow.data.lists import Listed
-from repflow.files import beside, write_csv
+from repflow.files import beside, write_csv, write_whole
 from repflow.models import inputs_of
 from repflow.video import VideoError
 
@@ -254,9 +254,7 @@ def write_evaluation(predictions: Predictions, folder: Path, facts: dict[str, ob
         for name, line in zip(columns, confusion(predictions), strict=True)
     ]
     write_csv(folder / "confusion.csv", rows)
-    with beside(folder / "metrics.json") as hidden:
-        (hidden / "whole").write_text(json.dumps(found | facts, indent=2, default=str) + "\n", encoding="utf-8")
-        (hidden / "whole").replace(folder / "metrics.json")
+    write_whole(folder / "metrics.json", f"{json.dumps(found | facts, indent=2, default=str)}\n".encode())
     return found
 
 

@@ -28,6 +28,28 @@ def beside(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_whole(file: Path, content: bytes | memoryview) -> None:
+    """Write a file so that it has either its old content or all of the new, at any moment and after a power cut.
+
+    The unfinished one lies in the same folder: renaming is a single step within one file system alone.
+    """
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    try:
+        with unfinished.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # on a full disk it takes the room that is needed
+        raise
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
 def results_folder() -> Path:
     """The folder with the paper's table, and ours: the installed package's, or the checkout's."""
     package = Path(__file__).parent

@@ -10,6 +10,8 @@ from torch import Tensor
 from repflow.solver import solve
 from repflow.spline import CubicSpline
 
+LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
+LARGEST = 20.0  # px/frame; to flow streams what is faster is as fast (Carreira and Zisserman, CVPR 2017)
 COARSEST = 16  # pixels: a pyramid level with a shorter side says nothing more
 
 
@@ -83,8 +85,8 @@ def tvl1(
 
 
 def grey(frames: np.ndarray) -> np.ndarray:
-    """Luma of RGB frames (ITU-R BT.601): uint8 (..., H, W, 3) -> float32 (..., H, W) in 0..255."""
-    return frames @ np.array([0.299, 0.587, 0.114], np.float32)
+    """Luma of RGB frames: uint8 (..., H, W, 3) -> float32 (..., H, W) in 0..255."""
+    return frames @ np.array(LUMA, np.float32)
 
 
 def _check(scales: int, zoom: float, warps: int, median: int) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
-from repflow.data.extract import LARGEST, flow_of_clip
+from repflow.data.extract import flow_of_clip
+from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, count_frames, read_clip
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
@@ -108,7 +109,11 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Inputs, int]:
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        return self.draw(int(self._epoch), index)
+
+    def draw(self, epoch: int, index: int) -> tuple[Inputs, int]:
+        """The clip that `self[index]` is in this epoch."""
+        rng = np.random.default_rng((self.seed, epoch, index))
         while True:
             self._note(index)
             try:

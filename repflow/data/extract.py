@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from repflow.data.flow import exact_rate, flow_rate, iter_flow
 from repflow.data.lists import VIDEO_ENDINGS, find_videos
 from repflow.files import beside
+from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, open_video
 
-LARGEST = 20.0  # pixels a frame, as in Carreira and Zisserman, "Quo Vadis, Action Recognition?" (CVPR 2017)
 _RULE = f"flow, u above v: (value - 128) * {LARGEST:g} / 127 px/frame"
 _stop: Event | None = None  # in a worker: set once the parent wants it to end
 

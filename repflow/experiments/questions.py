@@ -117,9 +117,9 @@ class Altered(Clips):
         super().__init__(source, frames, train=train, seed=seed)
         self.pictures, self.order, self.noise = pictures, order, noise
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        clip, label = super().__getitem__(index)
-        rng = np.random.default_rng((self.seed, int(self._epoch), index, self.train))
+    def draw(self, epoch: int, index: int) -> tuple[Tensor, int]:
+        clip, label = super().draw(epoch, index)
+        rng = np.random.default_rng((self.seed, epoch, index, self.train))
         if self.order == "shuffled":
             clip = clip[:, rng.permutation(clip.shape[1])]
         if self.noise:

@@ -27,7 +27,7 @@ from repflow.benchmark import environment
 from repflow.experiments.grid import Point, Sweep
 from repflow.experiments.parameters import UsageError
 from repflow.experiments.runner import _TOKEN, _end, _one_interrupt
-from repflow.files import Row, beside, write_csv
+from repflow.files import Row, beside, write_csv, write_whole
 
 RESULT = "result.json"
 TRIES = 2
@@ -106,9 +106,7 @@ def execute(point: Point, folder: Path, call: Call = subprocess.call) -> None:
         "started": started.isoformat(timespec="seconds"),
         "environment": environment(),
     }
-    with beside(folder / RESULT) as hidden:
-        (hidden / RESULT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (hidden / RESULT).replace(folder / RESULT)
+    write_whole(folder / RESULT, f"{json.dumps(record, indent=2)}\n".encode())
 
 
 def read_result(out: Path, point: Point) -> dict[str, Any] | None:

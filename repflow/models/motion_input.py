@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from repflow.tvl1 import tvl1
+from repflow.tvl1 import LARGEST, LUMA, tvl1
 from repflow.tvnet import TVNet
-
-LARGEST = 20.0  # pixels a frame; what moves faster counts as this fast (Carreira and Zisserman, CVPR 2017)
 
 
 class TVL1Flow(nn.Module):
@@ -16,8 +14,7 @@ class TVL1Flow(nn.Module):
     """
 
     def forward(self, clip: Tensor) -> Tensor:
-        red, green, blue = _levels(clip).float().unbind(1)
-        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        grey = sum(weight * channel for weight, channel in zip(LUMA, _levels(clip).float().unbind(1), strict=True))
         return _scaled(tvl1(grey[:, :-1], grey[:, 1:]).transpose(1, 2), clip)
 
 

@@ -1,6 +1,5 @@
 """Which clips make up which step: a function of (seed, step) alone."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -83,12 +82,10 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
     """Training clips by (epoch, index): a worker that reads ahead draws from the epoch that the batch belongs to."""
 
     def __init__(self, clips: Clips) -> None:
-        self.clips = copy.copy(clips)
+        self.clips = clips
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Inputs, int]:
-        epoch, index = key
-        self.clips._epoch = torch.tensor(epoch)  # this process's own: the others may be at another one
-        return self.clips[index]
+        return self.clips.draw(*key)
 
 
 class TrainingClips(L.LightningDataModule):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from repflow.benchmark import circumstances
-from repflow.files import Row
+from repflow.files import Row, write_whole
 from repflow.models import build_model
 
 COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
@@ -150,28 +150,6 @@ class Metrics:
     def close(self) -> None:
         with suppress(OSError):  # a row that could not be written has been told of
             self._file.close()
-
-
-def write_whole(file: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it has either its old content or all of the new, at any moment and after a power cut.
-
-    The unfinished one lies in the same folder: renaming is a single step within one file system alone.
-    """
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # on a full disk it takes the room that is needed
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
 
 
 def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
