@@ -1,6 +1,7 @@
 """What predictions are worth, their fusion, and that every video counts once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from textwrap import dedent
@@ -240,6 +241,43 @@ def test_a_run_s_best_checkpoint_is_evaluated_as_it_was_trained(tmp_path, capsys
     expected = evaluate(load_model(run / "best.pt"), Views(source, 5, clips=2, crop=24), source)
     np.testing.assert_allclose(part.probabilities, expected.probabilities, rtol=1e-5)
     assert read_csv(run / "metrics.csv")[-1]["val_top1"] != ""
+
+    ours = tmp_path / "ours.csv"
+    assert main([*evaluation, "--ours", str(ours)]) == 0
+    (row,) = read_csv(ours)
+    there = {"system": "repflow_2d", "backbone": "tiny_2d", "data_set": "synthetic_motion", "fold": "", "clips": "2"}
+    assert row | there | {"evaluated": "12", "expected": "12"} == row
+    spent = sum(float(line["seconds"]) * (1 if line["val_loss"] else 2) for line in read_csv(run / "metrics.csv"))
+    assert spent < float(row["seconds"]) < spent + 60
+    capsys.readouterr()
+    assert main(["compare", "--ours", str(ours)]) == 0
+    assert f"{100 * np.mean(part.probabilities.argmax(1) == part.labels):.1f}" in capsys.readouterr().out
+
+
+def test_a_network_is_not_tested_on_what_it_was_trained_on(tmp_path, capsys):
+    root, run = str(tmp_path / "set"), tmp_path / "run"
+    SyntheticMotion.make(root, train=2, test=1, unused=0, size=32, frames=6)  # has HMDB51's layout
+    settings = ["backbone=tiny_2d", "steps=1", "batch=4", "frames=5", "crop=24", "resize=24", "validation=0"]
+    train = ["train", "--data", "hmdb51", root, "--model", "rgb_2d", "--out", str(run), "--set", *settings]
+    assert main(train) == 0
+    for split in (tmp_path / "set").glob("*_test_split1.txt"):
+        shutil.copy(split, split.with_name(split.name.replace("split1", "split2")))
+    checkpoint = str(run / "checkpoints" / "step-000000001.pt")
+    evaluation = ["evaluate", "--checkpoint", checkpoint, "--data", "hmdb51", root, "--clips", "1"]
+    capsys.readouterr()
+    assert main([*evaluation, "--fold", "2"]) == 2
+    assert "was trained on fold 1" in capsys.readouterr().err
+
+
+def test_only_a_run_of_this_package_gets_a_row(made, tmp_path, capsys):
+    torch.save(official.HMDBFlowOfFlow(12).state_dict(), tmp_path / "official.pt")
+    ours = ["--ours", str(tmp_path / "ours.csv")]
+    command = ["evaluate", "--checkpoint", str(tmp_path / "official.pt"), "--data", "synthetic", str(made)]
+    assert main([*command, *ours]) == 2
+    assert "expected a checkpoint of `repflow train`" in capsys.readouterr().err
+    assert main(["evaluate", "--predictions", "a.npz", *ours]) == 2
+    assert "--ours" in capsys.readouterr().err
+    assert not (tmp_path / "ours.csv").exists()
 
 
 @pytest.mark.parametrize(

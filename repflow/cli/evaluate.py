@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from repflow.cli.datasets import RESIZE, add_clips, add_dataset, clip_settings, open_dataset
@@ -29,6 +30,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=16, metavar="N", help="clips at once (default: 16)")
     add("--workers", type=int, default=0, metavar="N", help="processes that read videos (default: 0)")
     add("--out", type=Path, metavar="DIR", help="write predictions.npz, metrics.json, classes.csv, confusion.csv")
+    add("--ours", type=Path, metavar="FILE",
+        help="add a row to this table, such as results/ours.csv, which `repflow compare` reads")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         raise UsageError("expected either --checkpoint or --predictions")
+    if arguments.ours and not arguments.checkpoint:
+        raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
     facts: dict[str, object] = {}
+    started = perf_counter()
     if arguments.checkpoint:
         with process_group() as first:
             parts, facts = [_evaluated(arguments)], {name: str(v) for name, v in vars(arguments).items() if v}
@@ -53,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
             _show(measures(part))
         _show(folds(parts))
         return 0
-    _show(write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0]))
+    found = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
+    _show(found)
+    if arguments.ours:
+        _record(arguments, found, perf_counter() - started)
     return 0
 
 
@@ -81,9 +90,60 @@ def _evaluated(arguments: argparse.Namespace) -> "Predictions":
         raise UsageError("--weights: fusion takes --predictions of several models")
     source = open_dataset(arguments, "test")
     model, defaults = read_model(arguments.checkpoint)
+    _check_fold(arguments)
     settings = clip_settings(arguments, defaults)
     views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
     return evaluate(model, views, source, arguments.batch, arguments.workers)
+
+
+def _check_fold(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a network of ours that was trained on the fold's test videos, and for --ours without one."""
+    config = _config(arguments.checkpoint)
+    if config is None:
+        if arguments.ours:
+            raise UsageError("--ours: expected a checkpoint of `repflow train`, which says how it was trained")
+        return
+    about = config["about"]
+    if arguments.data[0] == about.get("set") == "hmdb51" and arguments.fold != about["fold"]:
+        raise UsageError(
+            f"--fold {arguments.fold}: {arguments.checkpoint} was trained on fold {about['fold']}, in which are test "
+            f"videos of fold {arguments.fold}; take --fold {about['fold']}"
+        )
+
+
+def _config(checkpoint: Path) -> "dict[str, Any] | None":
+    """How a network of this package was trained, as its config.json has it; None for other files."""
+    from repflow.training import read_checkpoint
+
+    try:
+        return read_checkpoint(checkpoint)["config"]
+    except ValueError:
+        return None
+
+
+def _record(arguments: argparse.Namespace, found: dict[str, float | int], seconds: float) -> None:
+    """Add what was found to the table --ours, with the time that training took, too."""
+    from repflow.experiments.compare import add_result
+    from repflow.models.systems import SYSTEMS
+    from repflow.training import seconds_of
+
+    config = _config(arguments.checkpoint)
+    kind = arguments.data[0]
+    data_set = {"kinetics": "kinetics400", "synthetic": "synthetic_motion"}.get(kind, kind)
+    if kind == "hmdb51" and config["init_from"] and _config(config["init_from"])["about"].get("set") == "kinetics":
+        data_set = "hmdb51_kinetics"
+    add_result(
+        arguments.ours,
+        found,
+        system=config["model"],
+        backbone=config["options"].get("backbone") or SYSTEMS[config["model"]].backbones[0],
+        data_set=data_set,
+        fold=arguments.fold if kind == "hmdb51" else None,
+        clips=arguments.clips,
+        crops=arguments.crops,
+        seed=config["recipe"]["seed"],
+        seconds=seconds + seconds_of(arguments.checkpoint.parent),
+    )
 
 
 def read_model(checkpoint: Path) -> "tuple[nn.Module, dict[str, Any]]":

@@ -47,7 +47,7 @@ Batch norm is synchronised over GPUs; over processes on CPUs it cannot be, there
 
 from repflow.evaluation import predict
 from repflow.training.batches import Part, split
-from repflow.training.folder import TrainingError, load_model, read_checkpoint
+from repflow.training.folder import TrainingError, load_model, read_checkpoint, seconds_of
 from repflow.training.module import FLOW_PARAMETERS, parameter_groups
 from repflow.training.motion import motion_accuracy
 from repflow.training.recipe import PRESETS, Recipe
@@ -65,6 +65,7 @@ __all__ = [
     "parameter_groups",
     "predict",
     "read_checkpoint",
+    "seconds_of",
     "split",
     "train",
 ]

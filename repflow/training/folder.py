@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from repflow.benchmark import circumstances
-from repflow.files import Row, write_whole
+from repflow.files import Row, read_csv, write_whole
 from repflow.models import build_model
 
 COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
@@ -150,6 +150,16 @@ class Metrics:
     def close(self) -> None:
         with suppress(OSError):  # a row that could not be written has been told of
             self._file.close()
+
+
+def seconds_of(folder: str | os.PathLike[str]) -> float:
+    """The seconds that a run's steps and validations took, by its metrics.csv; after a stop, of what was kept."""
+    total, last = 0.0, 0
+    for row in read_csv(Path(folder) / "metrics.csv"):
+        steps = 1 if row["val_loss"] else int(row["step"]) - last  # a validation's own, or the mean of the steps
+        total += steps * float(row["seconds"])
+        last = int(row["step"])
+    return total
 
 
 def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
