@@ -4,6 +4,7 @@
     hypothesis: Few are enough.
     notebook: "04"                       or  study: module:function
     metrics: [accuracy.repflow_2d.top1]  or  commands: [repflow train ... {system} --out {out}, repflow evaluate ...]
+    chance: {top1: 8.3}                  of those metrics that are accuracies in percent
     fixed: {steps: 100}
     grid: {iterations: [1, 5, 20]}       or a list of such grids, whose points are joined
     seeds: [0, 1, 2]                     values of the parameter `seed`
@@ -42,7 +43,19 @@ from repflow.experiments.parameters import (
     read_parameters,
 )
 
-ENTRIES = ("question", "hypothesis", "notebook", "study", "commands", "metrics", "fixed", "grid", "seeds", "profiles")
+ENTRIES = (
+    "question",
+    "hypothesis",
+    "notebook",
+    "study",
+    "commands",
+    "metrics",
+    "chance",
+    "fixed",
+    "grid",
+    "seeds",
+    "profiles",
+)
 KINDS = ("notebook", "study", "commands")
 _REPFLOW = [sys.executable, "-P", "-m", "repflow"]
 _POINT = Path(__file__).with_name("point.py")
@@ -67,12 +80,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All points of a sweep, and what it asks. axes: the parameters that vary, the first one first, without `seed`."""
+    """All points of a sweep, and what it asks.
+
+    chance: of each metric that is an accuracy in percent, what guessing reaches. axes: the parameters that vary, the
+    first one first, without `seed`.
+    """
 
     name: str
     question: str
     hypothesis: str
     metrics: list[str]
+    chance: dict[str, float]
     axes: list[str]
     points: list[Point]
 
@@ -107,6 +125,7 @@ def read_sweep(path: Path, profile: str = "tiny", overrides: Mapping[str, str] |
         entries.get("question", path.stem),
         entries.get("hypothesis", ""),
         entries.get("metrics", []),
+        entries.get("chance", {}),
         axes,
         [Point(name, values, subject.commands(values), subject.metrics) for name, values in named],
     )
@@ -134,6 +153,9 @@ def _entries(path: Path, profile: str) -> dict[str, Any]:
             raise UsageError(f"{name}: expected text, found {entries[name]!r}")
     if not all(isinstance(name, str) for name in _list("metrics", entries.get("metrics", []))):
         raise UsageError(f"metrics: expected names, found {entries['metrics']!r}")
+    chance = _mapping("chance", entries.get("chance", {}))
+    if wrong := [name for name, value in chance.items() if type(value) not in (int, float) or not 0 <= value <= 100]:
+        raise UsageError(f"chance, {wrong[0]}: expected a number of percent, found {chance[wrong[0]]!r}")
     return entries
 
 

@@ -235,14 +235,15 @@ def summary(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
 def draw(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     """Each metric against the first axis: mean over seeds, with a bar from the smallest to the largest.
 
-    A line for each combination of the other axes; the hypothesis stands above.
+    A line for each combination of the other axes; accuracies from 0 to 100 % with a dashed line at chance. Question
+    and hypothesis stand above.
     """
     from repflow.figures import COLOURS  # reads and writes video, which a sweep need not
 
     first, *others = sweep.axes
     places = list(dict.fromkeys(row[first] for row in rows))
     numbers = all(type(place) in (int, float) for place in places)
-    figure = Figure(figsize=(4.2 * len(sweep.metrics) + 0.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(sweep.metrics) + 1.2, 3.9), layout="constrained")
     panels = figure.subplots(1, len(sweep.metrics), squeeze=False)[0]
     for panel, metric in zip(panels, sweep.metrics, strict=True):
         combinations = _combinations(rows, others)
@@ -256,15 +257,21 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> Figure:
             reach = [y - [v.min() for _, v in each], [v.max() for _, v in each] - y]
             label = ", ".join(f"{name} {_label(value)}" for name, value in which.items() if value is not None)
             panel.errorbar(x, y, reach, fmt="o-" if numbers else "o", capsize=3, color=colour, label=label)
-        if not numbers:
-            panel.set_xticks(range(len(places)), [textwrap.fill(_label(place), 14) for place in places])
+        if numbers:
+            panel.set_xticks(places)
+        else:
+            words = [textwrap.fill(_label(place).replace(",", ", "), 16) for place in places]
+            panel.set_xticks(range(len(places)), words)
+            panel.set_xlim(-0.5, len(places) - 0.5)
         panel.set(xlabel=first, ylabel=metric)
+        if metric in sweep.chance:
+            panel.axhline(sweep.chance[metric], color="grey", linestyle="--", label="chance")
+            panel.set(ylabel=f"{metric} (%)", ylim=(0, 103))
         panel.grid(alpha=0.3)
-    if others:
+    if others or sweep.chance:
         panels[0].legend(fontsize="small")
-    figure.suptitle(
-        textwrap.fill(f"{sweep.question} Hypothesis: {sweep.hypothesis}", 60 * len(panels)), fontsize="small"
-    )
+    said = (sweep.question, f"Hypothesis: {sweep.hypothesis}")
+    figure.suptitle("\n".join(textwrap.fill(text, 60 * len(panels)) for text in said), fontsize="small")
     return figure
 
 
