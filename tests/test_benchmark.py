@@ -1,10 +1,13 @@
 """Timings: what is measured, what is written, and what is refused. No time is held against a bound."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +15,19 @@ import torch
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import circumstances, scaling, systems, video
+from repflow.benchmark import circumstances, read_timings, scaling, systems, video
 from repflow.benchmark import solver as benchmark
 from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
 from repflow.benchmark.solver import PASSES, Problem
 from repflow.cli import main
 from repflow.data import SyntheticMotion
-from repflow.files import read_csv, text_table
+from repflow.experiments import collect
+from repflow.files import read_csv, results_folder, text_table, write_csv
 from repflow.video import read_clip
 
+ROOT = Path(__file__).parents[1]
 TINY = ["--channels", "2", "--pairs", "2", "--size", "8", "--iterations", "3", "--repeats", "1", "--device", "cpu"]
-MACHINE = {"cpu", "cpus", "gpu", "threads", "python", "torch", "repflow", "commit", "platform", "date"}
+MACHINE = {"cpu", "cpus", "gpu", "driver", "threads", "python", "torch", "repflow", "commit", "platform", "date"}
 PROGRAMS = ["repflow, reference", "repflow, cpu", "OpenCV DualTVL1", "OpenCV DIS", "scikit-image TV-L1"]
 
 
@@ -288,38 +293,213 @@ def test_a_video_too_short_for_the_readers(tmp_path, capsys):
     assert "at least 32 frames, got 9" in capsys.readouterr().err
 
 
+SECONDS = {
+    ("decode", "repflow.video"): 0.01,
+    ("tvl1", "repflow, cpu"): 0.1,
+    ("tvl1", "OpenCV"): 1.0,
+    ("forward", "two_stream_2plus1d"): 0.4,
+    ("forward", "repflow_2plus1d"): 0.2,
+    ("forward", "flow_of_flow_2plus1d"): 0.22,
+    ("forward", "rgb_2plus1d"): 0.16,
+    ("flow inside", "repflow_2plus1d"): 0.004,
+    ("flow inside", "flow_of_flow_2plus1d"): 0.01,
+    ("training step", "two_stream_2plus1d"): 1.5,
+    ("forward, best batch", "repflow_2plus1d"): 0.8,
+}
+ALONE = "decode", "tvl1"
+
+
+def made_rows(changed=()):
+    """Timings of batches of two clips."""
+    rows = []
+    for (stage, by), median in (SECONDS | dict(changed)).items():
+        batch = 1 if stage in ALONE else 8 if "best" in stage else 2
+        row = {"stage": stage, "by": by, "batch": batch, "median_s": median, "iqr_s": 0.0, "min_s": median}
+        rows.append(row | {"clips_per_s": batch / median, "peak_mib": None})
+    return rows
+
+
 def test_stages_of_a_system_add_up():
-    seconds = {("decode", "repflow.video"): 0.01, ("tvl1", "OpenCV"): 1.0, ("tvl1", "repflow, cpu"): 0.1}
-    networks = {"two_stream_2plus1d": 0.4, "repflow_2plus1d": 0.2, "rgb_2plus1d": 0.16}
-    seconds |= {("forward", name): value for name, value in networks.items()}
-    rows = [
-        {"stage": s, "by": by, "batch": 2 if s == "forward" else 1, "median_s": v} for (s, by), v in seconds.items()
-    ]
-    lines = {line["system"]: line for line in systems.table(rows, "OpenCV")}
+    lines = {line["system"]: line for line in systems.table(made_rows(), "OpenCV")}
+    assert list(lines) == ["two_stream_2plus1d", "repflow_2plus1d", "flow_of_flow_2plus1d", "rgb_2plus1d"]
+    for line in lines.values():
+        parts = [line[f"{name}_ms"] for name in ("decode", "tvl1", "flow_inside", "network")]
+        assert sum(parts) == pytest.approx(line["total_ms"])
     assert lines["two_stream_2plus1d"]["total_ms"] == pytest.approx(10 + 1000 + 200)
-    assert lines["repflow_2plus1d"]["total_ms"] == pytest.approx(10 + 100)
-    assert lines["repflow_2plus1d"]["paper_ms"] == 622
-    found = {row["ratio"]: row for row in systems.ratios(list(lines.values()), rows)}
-    two_streams = found["two-stream / rep-flow, (2+1)D"]
-    assert two_streams["paper"] == pytest.approx(8623 / 622)
-    assert two_streams["here"] == pytest.approx(1210 / 110)
-    assert found["rep-flow / RGB, (2+1)D"]["network_alone"] == pytest.approx(0.2 / 0.16)
-    assert len(found) == 2
+    layered = lines["repflow_2plus1d"]
+    assert (layered["flow_inside_ms"], layered["network_ms"]) == (pytest.approx(2), pytest.approx(98))
+    assert (layered["paper"], layered["paper_ms"]) == ("(2+1)D + Rep-Flow", 622)
+
+
+@pytest.mark.parametrize(("program", "flow"), [("OpenCV", 1000), ("repflow, cpu", 100)])
+def test_ratios_are_those_of_the_totals(program, flow):
+    found = {row["ratio"]: (row["paper"], row["here"]) for row in systems.ratios(made_rows(), program)}
+    assert found == {
+        "two-stream / rep-flow": pytest.approx((8623 / 622, (210 + flow) / 110)),
+        "the same if TV-L1 took no time": pytest.approx((2 * 471 / 622, 210 / 110)),
+        "share of TV-L1 in two-stream, %": pytest.approx((100 * 7681 / 8623, 100 * flow / (210 + flow))),
+        "rep-flow / RGB": pytest.approx((622 / 471, 110 / 90)),
+        "flow-of-flow / RGB": pytest.approx((654 / 471, 120 / 90)),
+        "first flow layer, % of RGB, same frames": pytest.approx((100 * 151 / 471, 100 * 2 / 80)),
+        "both flow layers, % of RGB, same frames": pytest.approx((100 * 183 / 471, 100 * 5 / 80)),
+        "second flow layer, % of RGB": pytest.approx((100 * 32 / 471, 100 * 3 / 80)),
+    }
+    assert round(found["two-stream / rep-flow"][0], 1) == 13.9
+    assert [round(found[f"{which} flow layer, % of RGB{end}"][0]) for which, end in (
+        ("first", ", same frames"), ("second", ""))] == [32, 7]  # fmt: skip
+
+
+def test_without_the_systems_there_are_no_ratios():
+    rows = [row for row in made_rows() if row["by"] != "rgb_2plus1d"]
+    assert systems.ratios(rows, "OpenCV") == []
+
+
+def test_a_file_of_timings_gives_the_same_tables(tmp_path):
+    write_csv(tmp_path / "a.csv", [row | {"commit": "1234567", "gpu": None} for row in made_rows()])
+    rows = read_timings(tmp_path / "a.csv", systems.NUMBERS)
+    assert (rows[0]["commit"], rows[0]["gpu"], rows[0]["peak_mib"]) == ("1234567", "", None)
+    assert systems.programs(rows) == ["OpenCV", "repflow, cpu"]
+    for program in systems.programs(rows):
+        assert systems.table(rows, program) == systems.table(made_rows(), program)
+        assert systems.ratios(rows, program) == systems.ratios(made_rows(), program)
+
+
+def test_two_runs_are_compared():
+    slower = {("forward", "repflow_2plus1d"): 0.2 * 1.5, ("forward", "rgb_2plus1d"): 0.16}
+    rows = {row["system"]: row for row in systems.compare(made_rows(), made_rows(slower.items()), "OpenCV")}
+    two_stream, layered = rows["two_stream_2plus1d"], rows["repflow_2plus1d"]
+    assert (two_stream["before"], two_stream["now"]) == (pytest.approx(1210 / 110), pytest.approx(1210 / 160))
+    assert two_stream["percent"] == pytest.approx(100 * (110 / 160 - 1))
+    assert (layered["before"], layered["now"], layered["percent"]) == (1, 1, 0)
+    assert (layered["place_before"], layered["place_now"]) == (2, 3)
+    assert (rows["flow_of_flow_2plus1d"]["place_before"], rows["flow_of_flow_2plus1d"]["place_now"]) == (3, 2)
+    with pytest.raises(ValueError, match="expected the systems two_stream_2plus1d, repflow_2plus1d, flow"):
+        systems.compare(made_rows()[:-4], [r for r in made_rows() if r["by"] != "rgb_2plus1d"], "OpenCV")
+
+
+FACTS = {
+    "frames": "9", "size": "48", "device": "cpu", "repeats": "5", "cpu": "A processor", "threads": "2", "gpu": "",
+    "driver": "", "torch": "2.0", "cv2": "5.0", "numba": "", "commit": "0123456789ab", "date": "2030-01-02T03:04:05",
+}  # fmt: skip
+
+
+def test_the_readme_s_table_is_the_file_s():
+    text = collect.runtime([row | FACTS for row in made_rows()])
+    cells = {line.split(" | ")[0].strip("|* "): line.strip("| ").split(" | ")[1:] for line in text.splitlines()}
+    assert cells["ms per clip"] == [
+        "decode", "TV-L1, OpenCV", "TV-L1, repflow, cpu", "flow inside the network", "rest of it", "total",
+        "training step", "paper", "best batch",
+    ]  # fmt: skip
+    assert cells["(2+1)D Two-Stream"] == ["10", "1000", "100", "–", "200", "1210 / 310", "750", "8623", "–"]
+    assert cells["(2+1)D + Rep-Flow"] == ["10", "–", "–", "2.0", "98", "110", "–", "622", "10 clips/s at 8"]
+    assert cells["two-stream / rep-flow"] == ["13.9", "11", "2.82"]
+    assert "**(2+1)D + Rep-Flow**" in text
+    assert "**(2+1)D RGB**" not in text
+    for fact in ("9 frames of 48 × 48", "batch 2", "A processor, 2 threads", "OpenCV 5.0", "012345678,", "2030-01-02"):
+        assert fact in text
+    assert "Numba" not in text
+
+
+def test_the_readme_names_the_gpu_and_its_memory():
+    gpu = FACTS | {"device": "cuda", "gpu": "A GPU", "driver": "550.1", "triton": "3.0"}
+    rows = [row | gpu | {"peak_mib": 100.0} for row in made_rows()]
+    text = collect.runtime(rows)
+    assert "A GPU, driver 550.1, beside A processor, 2 threads, PyTorch 2.0, OpenCV 5.0, Triton 3.0" in text
+    assert "| 100 / 100 |" in text
+
+
+def test_the_readme_shows_the_powers():
+    facts = FACTS | {"channels": "8", "pairs": "4", "iterations": "6"}
+    rows = [
+        facts | {"axis": axis, "value": v, "engine": "cpu", "median_ms": 3 * v**power, "saved_mib": 5.0}
+        for axis, power in (("pairs", 1.0), ("size", 2.0))
+        for v in (2.0, 4.0, 8.0)
+    ]
+    assert "| cpu | 1.00, 0.00 | 2.00, 0.00 | – | – | – |" in collect.powers(rows)
+
+
+def test_results_have_files_for_the_readme():
+    folder = results_folder()
+    (runtime, *_) = (read_timings(file, systems.NUMBERS) for file in sorted(folder.glob("systems_*.csv")))
+    assert {row["by"] for row in runtime if row["stage"] == "forward"} == {*systems.TABLE, *systems.PLAIN}
+    for program in systems.programs(runtime):
+        assert len(systems.ratios(runtime, program)) == 8
+    grown = read_timings(folder / "scaling_cpu.csv", scaling.NUMBERS)
+    assert {(row["axis"], row["engine"]) for row in scaling.exponents(grown)} == {
+        (axis, engine) for axis in scaling.AXES for engine in ("reference", "cpu", "official")
+    }
+
+
+def test_no_timing_is_typed_into_the_notebook_or_its_neighbours():
+    """What is said of times is printed from files, or measured."""
+    notebook = json.loads((ROOT / "notebooks" / "05_runtime_comparison.ipynb").read_text(encoding="utf-8"))
+    texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, between, _ = collect.marked(readme.partition("### What a clip costs here")[2], "runtime")
+    assert between
+    timing = re.compile(r"\d[\d.,]*\s*(ms|s|µs|seconds|×(?!\s*\d)|x|clips/s|MiB|GB|%|times)\b")
+    assert [match[0] for text in (*texts, before) for match in timing.finditer(text)] == []
+    assert timing.search("8.6 s")
+    assert timing.search("13.9 times")
+
+
+def test_the_command_tells_ratios_and_what_has_changed(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "systems.csv"
+    monkeypatch.setattr(systems, "time_systems", lambda setting, repeats: made_rows())
+    command = ["bench", "systems", "--profile", "tiny", "--device", "cpu", "--out", str(file)]
+    assert main(command) == 0
+    stdout, stderr = capsys.readouterr()
+    lines = [re.split("  +", line) for line in stdout.splitlines()]
+    assert ["two-stream / rep-flow", "13.86", "11"] in lines  # by OpenCV
+    assert ["two-stream / rep-flow", "13.86", "2.818"] in lines
+    assert stderr == ""
+    assert {(row["frames"], row["size"], row["device"]) for row in read_csv(file)} == {("9", "48", "cpu")}
+    alone = [row for row in made_rows([(("forward", "rgb_2plus1d"), 0.08)]) if row["by"] != "OpenCV"]
+    monkeypatch.setattr(systems, "time_systems", lambda setting, repeats: alone)
+    assert main([*command[:-2], "--against", str(file)]) == 0
+    stdout, stderr = capsys.readouterr()
+    lines = [re.split("  +", line) for line in stdout.splitlines()]
+    assert ["rgb_2plus1d", "0.8182", "0.4545", "-44.44", "1", "1"] in lines
+    assert "pip install -e '.[bench]'" in stderr
 
 
 def test_every_stage_is_timed(monkeypatch):
     setting = systems.Setting(frames=9, size=32, batch=2)
-    rows = systems.time_systems(setting, repeats=1, names=("two_stream_i3d", "repflow_2plus1d"))
-    stages = {(row["stage"], row["by"]) for row in rows}
-    assert {("decode", "repflow.video"), ("tvl1", "repflow, cpu"), ("training step", "repflow_2plus1d")} <= stages
+    names = ("tvnet_2d", "repflow_2plus1d", "rgb_2plus1d")
+    rows = systems.time_systems(setting, repeats=1, names=names)
+    found = {(row["stage"], row["by"]) for row in rows}
+    networks = {(stage, name) for stage in ("forward", "training step") for name in names}
+    inside = {("flow inside", "tvnet_2d"), ("flow inside", "repflow_2plus1d")}
+    assert found - {("tvl1", "OpenCV")} == {("decode", "repflow.video"), ("tvl1", "repflow, cpu")} | networks | inside
     for row in rows:
         assert row["median_s"] > 0
+        assert row["batch"] == (1 if row["stage"] in ALONE else 2)
         assert row["clips_per_s"] == pytest.approx(row["batch"] / row["median_s"])
     monkeypatch.setattr(systems, "MOST", 2)
     assert systems.best_batch("repflow_2plus1d", setting, repeats=1)["batch"] in (1, 2)
-    layers = systems.time_layers(setting, repeats=1)
-    assert layers[0]["percent_of_rgb"] == 100
-    assert 0 < layers[1]["percent_of_rgb"] < 100
+
+
+@pytest.mark.parametrize(("rates", "best"), [((10, 15, 15.5, 40), 4), ((10, 9), 1), ((10, 20, 30, 31.6), 8)])
+def test_the_best_batch_is_found_where_more_no_longer_help(rates, best, monkeypatch):
+    monkeypatch.setattr(systems, "MOST", 2 ** (len(rates) - 1))
+    monkeypatch.setattr(systems, "_prepared", lambda name, setting: (setting.batch, None))
+    monkeypatch.setattr(
+        systems,
+        "time_in_turn",
+        lambda tasks, repeats: {
+            name: np.array([task.args[0] / rates[task.args[0].bit_length() - 1]]) for name, task in tasks.items()
+        },
+    )
+    row = systems.best_batch("repflow_2plus1d", systems.Setting())
+    assert row["batch"] == best
+    assert row["clips_per_s"] == pytest.approx(rates[best.bit_length() - 1])
+
+
+def test_a_run_of_another_size_is_not_compared(tmp_path, capsys):
+    write_csv(tmp_path / "a.csv", [row | FACTS for row in made_rows()])
+    arguments = ["bench", "systems", "--profile", "small", "--device", "cpu", "--against", str(tmp_path / "a.csv")]
+    assert main(arguments) == 2
+    assert "expected frames 16, got 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("numbers", [{"frames": 8}, {"size": 16}, {"batch": 0}])

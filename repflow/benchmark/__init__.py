@@ -5,7 +5,7 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -57,17 +57,26 @@ def environment() -> dict[str, Any]:
 
 
 def circumstances(*modules: str) -> Row:
-    """What a timing's file says beside its numbers: `environment`, threads, time, and the versions of the named modules
-    that have been loaded."""
+    """What a timing's file says beside its numbers: `environment`, the GPU's driver, threads, time, and the versions of
+    the named modules that have been loaded."""
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    return environment() | {"threads": torch.get_num_threads()} | versions | {"date": now}
+    machine = {"driver": _driver(), "threads": torch.get_num_threads()}
+    return environment() | machine | versions | {"date": now}
 
 
 def statistics(times: np.ndarray, unit: str) -> Row:
     """Median, interquartile range and minimum, as columns named after the unit."""
     low, median, high = np.percentile(times, [25, 50, 75])
     return {f"median_{unit}": median, f"iqr_{unit}": high - low, f"min_{unit}": times.min()}
+
+
+def read_timings(path: Path, numbers: Collection[str]) -> list[Row]:
+    """The rows of a file of timings: the named columns as float, None where one is empty; all others as text."""
+    return [
+        {name: text if name not in numbers else float(text) if text else None for name, text in row.items()}
+        for row in read_csv(path)
+    ]
 
 
 def _seconds(task: Callable[[], object]) -> float:
@@ -92,6 +101,17 @@ def _commit() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout of somebody else's
+        return None
+
+
+def _driver() -> str | None:
+    """Return the version of the GPU's driver; None without a GPU, or where it cannot be told."""
+    if not torch.cuda.is_available():
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 

@@ -14,11 +14,12 @@ from repflow.files import Row
 # What is varied, and how many times the problem's own value it takes; `size` is the side, so pixels grow by the square.
 AXES = {
     "pairs": (0.5, 1, 2, 4),
-    "size": (0.5, 1, 2, 4),
+    "size": (0.25, 0.5, 1, 2),
     "channels": (0.5, 1, 2),
     "iterations": (0.5, 1, 2, 4),
     "clips": (1, 2, 4),
 }
+NUMBERS = "value", "median_ms", "iqr_ms", "min_ms", "saved_mib"  # of a row; all else there is text
 
 
 def time_scaling(problem: Problem, repeats: int = 3) -> list[Row]:
@@ -62,8 +63,9 @@ def exponents(rows: Sequence[Row]) -> list[Row]:
             if len(points) < 2:
                 continue
             x = np.log([point["value"] for point in points])
-            slopes = [
-                np.polyfit(x, np.log([point[name] for point in points]), 1)[0] for name in ("median_ms", "saved_mib")
-            ]
-            found.append({"axis": axis, "engine": engine, "time": float(slopes[0]), "memory": float(slopes[1])})
+            row: Row = {"axis": axis, "engine": engine}
+            for power, name in (("time", "median_ms"), ("memory", "saved_mib")):
+                slope = np.polyfit(x, np.log([point[name] for point in points]), 1)[0]
+                row[power] = round(float(slope), 4) + 0.0  # no -0.0
+            found.append(row)
     return found

@@ -2,9 +2,8 @@
 
 import gc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
 from repflow.benchmark import paper_table, statistics, time_in_turn
+from repflow.benchmark.video import write_video
 from repflow.files import Row
 from repflow.models import build_model, inputs_of
+from repflow.models.streams import Stream
 from repflow.models.systems import SYSTEMS
 from repflow.tvl1 import grey, tvl1
 from repflow.video import read_clip
@@ -29,6 +29,10 @@ TABLE = "two_stream_2d", "tvnet_2d", "two_stream_2plus1d", "two_stream_i3d", "re
 PLAIN = "rgb_2d", "rgb_2plus1d", "rgb_i3d"
 CLASSES = 400
 MOST = 64  # clips in a batch, at most
+FASTER = 1.05  # by how much a batch must have more clips a second than half of it, to go on
+NUMBERS = "batch", "median_s", "iqr_s", "min_s", "clips_per_s", "peak_mib"  # of a row; all else there is text
+
+Task = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -54,116 +58,144 @@ PROFILES = {"tiny": {"frames": 9, "size": 48}, "small": {"frames": 16, "size": 1
 def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = (*TABLE, *PLAIN)) -> list[Row]:
     """A row for every stage that can be timed by itself.
 
-    They are a clip's decoding, its TV-L1 by each program, and each system's network, forward and as a training step.
+    They are a clip's decoding, its TV-L1 by each program, each system's network, forward and as a training step, and
+    "flow inside": what computes flow in the network, by itself, forward, on the maps or the clip that it sees there.
 
     Columns: stage; by (the program, or the system's name); batch; the seconds of a batch (median, interquartile range,
     minimum; all stages in random order, warmed up, synchronised), clips_per_s by the median, and on a GPU peak_mib,
-    the memory taken beyond parameters and input. Networks are fresh, in float32; TV-L1 is at its program's defaults.
+    the most of its memory that is taken beyond parameters and input. Networks are fresh, in float32; TV-L1 is at its
+    program's defaults. What is read or computed on the CPU is not moved to the GPU here.
     """
     with TemporaryDirectory() as folder:
         video = _make_video(Path(folder) / "clip.mp4", setting)
-        tasks: dict[tuple[str, str], Callable[[], object]] = {
-            ("decode", "repflow.video"): partial(read_clip, video, 0, setting.frames)
-        }
+        tasks: dict[tuple[str, str], Task] = {("decode", "repflow.video"): partial(read_clip, video, 0, setting.frames)}
         frames = torch.from_numpy(grey(read_clip(video, 0, setting.frames)))
         tasks |= {("tvl1", program): task for program, task in _flow_tasks(frames).items()}
         for name in tqdm(names, desc="building", leave=False):
             model, inputs = _prepared(name, setting)
             tasks["forward", name] = partial(_forward, model, inputs)
             tasks["training step", name] = partial(_training_step, model, inputs)
+            if (inside := _flow_inside(model, inputs)) is not None:
+                tasks["flow inside", name] = inside
         seconds = time_in_turn(tasks, repeats)
-    rows = []
-    for (stage, by), times in seconds.items():
-        batch = setting.batch if stage in ("forward", "training step") else 1
-        row: Row = {"stage": stage, "by": by, "batch": batch} | statistics(times, "s")
-        rows.append(row | {"clips_per_s": batch / row["median_s"], "peak_mib": _peak(tasks[stage, by], setting, stage)})
-    return rows
+    alone = "decode", "tvl1"  # of one clip, whatever the batch is
+    return [
+        _row(stage, by, 1 if stage in alone else setting.batch, times, _peak(tasks[stage, by], setting.device))
+        for (stage, by), times in seconds.items()
+    ]
 
 
 def best_batch(name: str, setting: Setting, repeats: int = 3) -> Row:
     """The row of the batch size, of 1, 2, 4, ... up to 64, that has most clips a second in the network's forward pass.
 
-    Ends where the device has no more memory.
+    Ends where twice the batch is less than 5 % faster, or the GPU has no more memory; empty if that is so at once.
     """
     best: Row = {}
     batch = 1
     while batch <= MOST:
         try:
             model, inputs = _prepared(name, Setting(setting.frames, setting.size, batch, setting.device))
-            times = time_in_turn({name: partial(_forward, model, inputs)}, repeats)[name]
+            task = partial(_forward, model, inputs)
+            times = time_in_turn({name: task}, repeats)[name]
+            row = _row("forward, best batch", name, batch, times, _peak(task, setting.device))
         except torch.OutOfMemoryError:
             break
         finally:
-            model = inputs = None
+            model = inputs = task = None
             gc.collect()
             if setting.device == "cuda":
                 torch.cuda.empty_cache()
-        row: Row = {"stage": "forward, best batch", "by": name, "batch": batch} | statistics(times, "s")
-        row |= {"clips_per_s": batch / row["median_s"], "peak_mib": None}
-        if best and row["clips_per_s"] < best["clips_per_s"]:
+        faster = row["clips_per_s"] / best["clips_per_s"] if best else FASTER
+        if faster > 1 or not best:
+            best = row
+        if faster < FASTER:
             break
-        best, batch = row, 2 * batch
+        batch *= 2
     return best
 
 
-def table(rows: Sequence[Row], program: str) -> list[Row]:
-    """Of each of the table's systems: milliseconds of a clip by stage, with TV-L1 by `program`, beside the paper's.
+def programs(rows: Iterable[Row]) -> list[str]:
+    """The programs whose TV-L1 was timed; OpenCV's, which is nearest to what the paper timed, comes first."""
+    found = [row["by"] for row in rows if row["stage"] == "tvl1"]
+    return sorted(found, key=lambda program: program != "OpenCV")
 
-    Columns: system, paper's name, decode, tvl1, network, total, and paper_ms (a Titan X; length and size of its clips
-    are not known).
+
+def table(rows: Iterable[Row], program: str) -> list[Row]:
+    """Of each timed system: milliseconds of a clip by stage, with TV-L1 by `program`, beside the paper's.
+
+    Columns: system, paper's name, decode, tvl1 (before the network), flow inside the network, the rest of the network,
+    total, and paper_ms (a Titan X; length and size of its clips are not known).
     """
-    ms = {(row["stage"], row["by"]): 1000 * row["median_s"] / row["batch"] for row in rows}
+    ms = _milliseconds(rows)
     paper = paper_table()
     lines = []
-    for name in dict.fromkeys(row["by"] for row in rows if row["stage"] == "forward"):
+    for name in [by for stage, by in ms if stage == "forward"]:
         system = SYSTEMS[name]
-        flow = ms["tvl1", program] if "flow" in system.inputs else 0.0
-        parts = {"decode_ms": ms["decode", "repflow.video"], "tvl1_ms": flow, "network_ms": ms["forward", name]}
-        published = paper[system.paper]["milliseconds"]
-        total = {"total_ms": sum(parts.values()), "paper_ms": float(published)}
+        inside = ms.get(("flow inside", name), 0.0)
+        parts = {
+            "decode_ms": ms["decode", "repflow.video"],
+            "tvl1_ms": ms["tvl1", program] if "flow" in system.inputs else 0.0,
+            "flow_inside_ms": inside,
+            "network_ms": ms["forward", name] - inside,
+        }
+        total = {"total_ms": sum(parts.values()), "paper_ms": float(paper[system.paper]["milliseconds"])}
         lines.append({"system": name, "paper": system.paper, **parts, **total})
     return lines
 
 
-def ratios(lines: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """The paper's ratios beside ours: two streams against a flow layer, and what the first and second layer add."""
-    ours = {line["system"]: line["total_ms"] for line in lines}
-    theirs = {line["system"]: line["paper_ms"] for line in lines}
-    network = {row["by"]: row["median_s"] for row in rows if row["stage"] == "forward"}
+def ratios(rows: Sequence[Row], program: str) -> list[Row]:
+    """The paper's ratios beside ours, with TV-L1 by `program`: a row (ratio, paper, here) for each whose systems are
+    there.
+
+    The first and second layer's own time is over the (2+1)D RGB network's, as the paper's differences are, at the same
+    number of frames: a system with a flow layer has fewer frames above it, which hides part of its cost.
+    """
+    lines = {line["system"]: line for line in table(rows, program)}
+    if not lines.keys() >= {"two_stream_2plus1d", "repflow_2plus1d", "flow_of_flow_2plus1d", "rgb_2plus1d"}:
+        return []
+    two, one, twice, rgb = (lines[f"{n}_2plus1d"] for n in ("two_stream", "repflow", "flow_of_flow", "rgb"))
+    theirs, ours = ([line[key] for line in (two, one, twice, rgb)] for key in ("paper_ms", "total_ms"))
+    network = rgb["network_ms"]
+    first, both = one["flow_inside_ms"], twice["flow_inside_ms"]
+    pairs = {
+        "two-stream / rep-flow": (theirs[0] / theirs[1], ours[0] / ours[1]),
+        "the same if TV-L1 took no time": (2 * theirs[3] / theirs[1], (ours[0] - two["tvl1_ms"]) / ours[1]),
+        "share of TV-L1 in two-stream, %": (100 * (1 - 2 * theirs[3] / theirs[0]), 100 * two["tvl1_ms"] / ours[0]),
+        "rep-flow / RGB": (theirs[1] / theirs[3], ours[1] / ours[3]),
+        "flow-of-flow / RGB": (theirs[2] / theirs[3], ours[2] / ours[3]),
+        "first flow layer, % of RGB, same frames": (100 * (theirs[1] - theirs[3]) / theirs[3], 100 * first / network),
+        "both flow layers, % of RGB, same frames": (100 * (theirs[2] - theirs[3]) / theirs[3], 100 * both / network),
+        "second flow layer, % of RGB": (100 * (theirs[2] - theirs[1]) / theirs[3], 100 * (both - first) / network),
+    }
+    return [{"ratio": name, "paper": there, "here": here} for name, (there, here) in pairs.items()]
+
+
+def compare(before: Iterable[Row], now: Iterable[Row], program: str) -> list[Row]:
+    """Two runs of one benchmark: of each system its total over (2+1)D with a flow layer, in both, with TV-L1 by
+    `program`, their difference in percent, and its place by total time.
+
+    Raises ValueError where a run has not timed the same stages.
+    """
+    runs = [{line["system"]: line["total_ms"] for line in table(rows, program)} for rows in (before, now)]
+    if runs[0].keys() != runs[1].keys():
+        raise ValueError(f"expected the systems {', '.join(runs[1])} in the earlier run, got {', '.join(runs[0])}")
+    places = [sorted(run, key=run.__getitem__) for run in runs]
     found = []
-    for what, over, under in (
-        ("two-stream / rep-flow, (2+1)D", "two_stream_2plus1d", "repflow_2plus1d"),
-        ("rep-flow / RGB, (2+1)D", "repflow_2plus1d", "rgb_2plus1d"),
-        ("flow-of-flow / RGB, (2+1)D", "flow_of_flow_2plus1d", "rgb_2plus1d"),
-        ("flow-of-flow / rep-flow, (2+1)D", "flow_of_flow_2plus1d", "repflow_2plus1d"),
-    ):
-        if over in ours and under in ours:
-            row = {"ratio": what, "paper": theirs[over] / theirs[under], "here": ours[over] / ours[under]}
-            found.append(row | {"network_alone": network[over] / network[under]})
+    for name in runs[0]:
+        then, today = (run[name] / run["repflow_2plus1d"] for run in runs)
+        where = {"place_before": places[0].index(name) + 1, "place_now": places[1].index(name) + 1}
+        found.append({"system": name, "before": then, "now": today, "percent": 100 * (today / then - 1)} | where)
     return found
 
 
-def time_layers(setting: Setting, repeats: int = 5) -> list[Row]:
-    """What a flow layer itself adds to the (2+1)D network, at the same number of frames: its time on the maps that it
-    sees, forward, over the whole RGB network's.
+def _row(stage: str, by: str, batch: int, times: np.ndarray, peak: float | None) -> Row:
+    row: Row = {"stage": stage, "by": by, "batch": batch} | statistics(times, "s")
+    return row | {"clips_per_s": batch / row["median_s"], "peak_mib": peak}
 
-    (A system with a flow layer has fewer frames above it, which hides part of its cost.)
-    """
-    model, inputs = _prepared("rgb_2plus1d", setting)
-    tasks: dict[str, Callable[[], object]] = {"rgb_2plus1d": partial(_forward, model, inputs)}
-    for name in ("repflow_2plus1d", "flow_of_flow_2plus1d"):
-        other, clips = _prepared(name, setting)
-        with torch.no_grad():
-            maps = other.below(*clips)
-        tasks[name] = partial(_forward, other.flow, [maps])
-    seconds = time_in_turn(tasks, repeats)
-    whole = float(np.median(seconds["rgb_2plus1d"]))
-    return [
-        {"part": "network" if name == "rgb_2plus1d" else "flow layer", "of": name}
-        | statistics(times, "s")
-        | {"percent_of_rgb": 100 * float(np.median(times)) / whole}
-        for name, times in seconds.items()
-    ]
+
+def _milliseconds(rows: Iterable[Row]) -> Mapping[tuple[str, str], float]:
+    """Of a clip, by stage and who does it."""
+    return {(row["stage"], row["by"]): 1000 * row["median_s"] / row["batch"] for row in rows}
 
 
 def _prepared(name: str, setting: Setting) -> tuple[nn.Module, list[Tensor]]:
@@ -191,9 +223,19 @@ def _training_step(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _flow_tasks(frames: Tensor) -> dict[str, Callable[[], object]]:
+def _flow_inside(model: nn.Module, inputs: Sequence[Tensor]) -> Task | None:
+    """What computes flow within a network, by itself: a flow layer on the maps that it sees, or TVNet on the clip."""
+    if not isinstance(model, Stream):
+        return None if model.flow.source is None else partial(_forward, model.flow.source, inputs)
+    if model.flow is None:
+        return None
+    with torch.no_grad():
+        return partial(_forward, model.flow, [model.eval().below(*inputs)])
+
+
+def _flow_tasks(frames: Tensor) -> dict[str, Task]:
     """TV-L1 of all successive frames (T, H, W), grey 0..255, by each program that is here."""
-    tasks: dict[str, Callable[[], object]] = {"repflow, cpu": partial(_clip_flow, frames, 1)}
+    tasks: dict[str, Task] = {"repflow, cpu": partial(_clip_flow, frames, 1)}
     if torch.cuda.is_available():
         tasks["repflow, cuda"] = partial(_clip_flow, frames.cuda(), len(frames))
     try:
@@ -213,9 +255,9 @@ def _clip_flow(frames: Tensor, at_once: int) -> None:
         tvl1(first, second)
 
 
-def _peak(task: Callable[[], object], setting: Setting, stage: str) -> float | None:
-    """MiB that a network takes beyond what it had before; None on the CPU, and for other stages."""
-    if setting.device != "cuda" or stage not in ("forward", "training step"):
+def _peak(task: Task, device: str) -> float | None:
+    """MiB of the GPU's memory that a task takes beyond what was taken before; None on the CPU."""
+    if device != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -225,17 +267,7 @@ def _peak(task: Callable[[], object], setting: Setting, stage: str) -> float | N
 
 def _make_video(path: Path, setting: Setting) -> Path:
     """A moving texture in H.264, or MPEG-4 where this FFmpeg has no encoder for that."""
-    rng = np.random.default_rng(0)
-    side = setting.size + 2 * setting.frames
-    coarse = torch.from_numpy(rng.integers(0, 256, (3, side // 8, side // 8), np.uint8))
-    texture = resize(coarse, [side, side]).permute(1, 2, 0).numpy()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, Fraction(25), options={"g": "12"})
-        stream.width = stream.height = setting.size + setting.size % 2
-        stream.pix_fmt = "yuv420p"
-        for t in range(setting.frames):
-            picture = texture[t : t + stream.height, 2 * t : 2 * t + stream.width]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
-        container.mux(stream.encode())
+    side = setting.size + setting.size % 2  # colours are stored for two by two pixels
+    write_video(path, codec, setting.frames, (side, side), g="12")
     return path

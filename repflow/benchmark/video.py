@@ -86,20 +86,28 @@ def make_videos(folder: Path) -> dict[str, Path]:
         "H.264, 10 s": ("kinetics.mp4", "libx264", 300, {"g": "12"}),
         "MPEG-4 avi, 3 s": ("hmdb.avi", "mpeg4", 90, {}),
     }
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.integers(0, 256, (3, 70, 90), np.uint8))
-    texture = resize(coarse, [560, 720]).permute(1, 2, 0).numpy()
     files = {}
     for name, (file, codec, frames, options) in kinds.items():
         files[name] = folder / file
-        with av.open(str(files[name]), "w") as container:
-            stream = container.add_stream(codec, Fraction(30), options=options)
-            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 320, 240, "yuv420p", 600_000
-            for t in range(frames):
-                picture = np.roll(texture, (t, -2 * t), (0, 1))[:240, :320]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
-            container.mux(stream.encode())
+        write_video(files[name], codec, frames, (320, 240), **options)
     return files
+
+
+def write_video(path: Path, codec: str, frames: int, size: tuple[int, int], **options: str) -> None:
+    """A texture that moves by 2 px to the left and 1 down a frame: 30 frames and 600 kbit a second.
+
+    size: width and height, both even. options: the codec's.
+    """
+    width, height = size
+    cells = np.random.default_rng(0).integers(0, 256, (3, height // 8 + 40, width // 8 + 50), np.uint8)
+    texture = resize(torch.from_numpy(cells), [8 * side for side in cells.shape[1:]]).permute(1, 2, 0).numpy()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, Fraction(30), options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 600_000
+        for t in range(frames):
+            picture = np.roll(texture, (t, -2 * t), (0, 1))[:height, :width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
+        container.mux(stream.encode())
 
 
 def _read_all(loader: DataLoader) -> None:

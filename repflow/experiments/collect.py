@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from repflow.benchmark import read_timings, scaling, systems
 from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
-from repflow.files import read_csv
+from repflow.files import Row, read_csv
 from repflow.models.systems import SYSTEMS
 
 MEASURES = {"top1": "top-1 of 12", "basic": "basic eight", "pairs": "faster or slower"}
@@ -82,6 +83,77 @@ def timings(solver: Sequence[dict[str, str]], tvl1: Sequence[dict[str, str]]) ->
     return "\n".join([note, "", *_lines("", engines, by_part), "", *_lines("TV-L1", pairs, by_method), ""])
 
 
+def runtime(rows: Sequence[Row]) -> str:
+    """The README's tables of what a clip costs in every system, from what `repflow bench systems` wrote: by stage,
+    beside the paper's, and the ratios."""
+    programs = systems.programs(rows)
+    tables = {program: {line["paper"]: line for line in systems.table(rows, program)} for program in programs}
+    times = {(row["stage"], row["by"]): row for row in rows}
+    by_system = {}
+    for name, line in tables[programs[0]].items():
+        cells = {"decode": _ms(line["decode_ms"])}
+        cells |= {f"TV-L1, {program}": _ms(tables[program][name]["tvl1_ms"]) for program in programs}
+        cells |= {"flow inside the network": _ms(line["flow_inside_ms"]), "rest of it": _ms(line["network_ms"])}
+        cells["total"] = " / ".join(dict.fromkeys(_ms(tables[program][name]["total_ms"]) for program in programs))
+        step, best = (times.get((stage, line["system"])) for stage in ("training step", "forward, best batch"))
+        if step:
+            cells["training step"] = _ms(1000 * step["median_s"] / step["batch"])
+        if best:
+            cells["best batch"] = f"{best['clips_per_s']:.3g} clips/s at {best['batch']:.0f}"
+        if step and step["peak_mib"] is not None:
+            peaks = (times["forward", line["system"]]["peak_mib"], step["peak_mib"])
+            cells["peak MiB"] = " / ".join(f"{peak:.0f}" for peak in peaks)
+        bold = "**" if line["system"] in systems.TABLE else ""
+        by_system[f"{bold}{name}{bold}"] = cells | {"paper": _ms(line["paper_ms"])}
+    by_ratio: dict[str, dict[str, str]] = {}
+    for program in programs:
+        for row in systems.ratios(rows, program):
+            cells = by_ratio.setdefault(row["ratio"], {"paper": f"{row['paper']:.3g}"})
+            cells[f"TV-L1, {program}"] = f"{row['here']:.3g}"
+    first = rows[0]
+    network = times["forward", "rgb_2plus1d"]
+    note = (
+        f"Milliseconds of a clip of {first['frames']} frames of {first['size']} × {first['size']}, medians of "
+        f"{first['repeats']}, networks at batch {network['batch']:.0f} on {_machine(first)}. "
+        f"Total: with TV-L1 by {' / '.join(programs)}. "
+        "The paper's: a Titan X, clips of a length and size that are not known; bold: the authors' six."
+    )
+    columns = list(dict.fromkeys(column for cells in by_system.values() for column in cells))
+    ratios = ["paper", *(f"TV-L1, {program}" for program in programs)]
+    lines = [*_lines("ms per clip", columns, by_system), "", *_lines("(2+1)D", ratios, by_ratio)]
+    return "\n".join([note, "", *lines, ""])
+
+
+def powers(rows: Sequence[Row]) -> str:
+    """The README's table of the powers that the layer's time and memory grow with, from `repflow bench scaling`."""
+    axes = {"pairs": "frames", "size": "side", "channels": "channels", "iterations": "iterations", "clips": "batch"}
+    cells: dict[str, dict[str, str]] = {}
+    for row in scaling.exponents(rows):
+        cells.setdefault(row["engine"], {})[axes[row["axis"]]] = f"{row['time']:.2f}, {row['memory']:.2f}"
+    first = rows[0]
+    note = (
+        "The flow layer, forward and backward: the powers that its time, and the memory kept for the backward pass, "
+        f"grow with, around {first['channels']} channels, {first['pairs']} pairs, {first['size']} × {first['size']}, "
+        f"{first['iterations']} iterations; on {_machine(first)}. `reference` is the unrolled layer in PyTorch, "
+        "`official` the layer released in June 2019."
+    )
+    return "\n".join([note, "", *_lines("time, memory", list(axes.values()), cells), ""])
+
+
+def _ms(value: float) -> str:
+    return "–" if value == 0 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def _machine(row: Row) -> str:
+    """What a file of timings says about its machine, versions, commit and day."""
+    cpu = f"{row['cpu']}, {row['threads']} threads"
+    gpu = f"{row['gpu']}, driver {row['driver']}, beside {cpu}"
+    versions = {"PyTorch": "torch", "OpenCV": "cv2", "Numba": "numba"} | ({"Triton": "triton"} if row["gpu"] else {})
+    named = [f"{name} {row[column]}" for name, column in versions.items() if row.get(column)]
+    made = f"commit {row['commit'][:9] or 'unknown'}, {row['date'][:10]}"
+    return ", ".join([gpu if row["device"] == "cuda" else cpu, *named, made])
+
+
 def _lines(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> list[str]:
     """A Markdown table, a dash where a row has nothing for a column."""
     cells = [[corner, *columns], ["---"] * (1 + len(columns))]
@@ -92,9 +164,12 @@ def _lines(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, 
 def sections(results: Path) -> dict[str, str]:
     """What the README says between the markers of each name, from the CSV files."""
     read = {name: read_csv(results / f"{name}.csv") for name in ("synthetic_motion", "solver_cpu", "tvl1_cpu")}
+    found = [runtime(read_timings(file, systems.NUMBERS)) for file in sorted(results.glob("systems_*.csv"))]
+    found += [powers(read_timings(file, scaling.NUMBERS)) for file in sorted(results.glob("scaling_*.csv"))]
     return {
         "results on SyntheticMotion": table(read["synthetic_motion"]),
         "timings": timings(read["solver_cpu"], read["tvl1_cpu"]),
+        "runtime": "\n".join(found),
     }
 
 
