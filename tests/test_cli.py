@@ -154,10 +154,3 @@ def test_a_data_set_that_is_not_there(tmp_path, capsys):
     for what in ("check", "extract-flow", "unpack"):
         assert main(["data", what, str(tmp_path / "nowhere")]) == 1
         assert "nowhere" in capsys.readouterr().err
-
-
-def test_the_doctor_tells_what_decodes(capsys):
-    assert main(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["OK", "pyav"]
-    assert {line.split()[1] for line in lines} == {"pyav", "lintel", "torchcodec"}

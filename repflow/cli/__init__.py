@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow import __version__
-from repflow.cli import compare, evaluate, sweep, train
+from repflow.cli import compare, doctor, evaluate, sweep, train
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
@@ -63,11 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         ("sweep", sweep.add, sweep.run, "a grid of experiments; goes on where it was stopped"),
         ("compare", compare.add, compare.run, "the paper's accuracies beside ours"),
         ("convert", evaluate.add_convert, evaluate.run_convert, "checkpoints of the 2019 release as safetensors"),
+        ("doctor", doctor.add, doctor.run, "what works here, and what mends the rest"),
     ):
         add(commands.add_parser(name, help=text, description=run.__doc__, allow_abbrev=False))
     _add_data(commands.add_parser("data", help="prepare and check data sets", allow_abbrev=False))
-    doctor = commands.add_parser("doctor", help="what works here", description=_doctor.__doc__, allow_abbrev=False)
-    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -223,7 +222,7 @@ def _bench_scaling(arguments: argparse.Namespace) -> int:
     from repflow.benchmark import circumstances, scaling, solver
     from repflow.files import text_table
 
-    options = _numbers(arguments, channels=2, pairs=2, size=4, iterations=2, repeats=1)
+    options = _numbers(arguments, channels=2, pairs=2, size=8, iterations=2, repeats=1)
     repeats = options.pop("repeats")
     problem = solver.Problem(**options, device=_device(arguments.device))
     _check_writable(arguments.out)
@@ -291,6 +290,7 @@ def _add_bench_systems(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, metavar="PX", help="its height and width, instead of the profile's")
     add("--batch", type=int, default=1, metavar="N", help="clips at a time (default: 1)")
     add("--best", action="store_true", help="also find each network's batch with most clips a second")
+    add("--against", type=Path, metavar="FILE", help="an earlier run's file: show what has changed")
     add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     _add_device(parser)
 
@@ -298,7 +298,7 @@ def _add_bench_systems(parser: argparse.ArgumentParser) -> None:
 def _bench_systems(arguments: argparse.Namespace) -> int:
     """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
     training step, in random order; then the paper's milliseconds and ratios beside these."""
-    from repflow.benchmark import circumstances, systems
+    from repflow.benchmark import circumstances, read_timings, systems
     from repflow.files import text_table
 
     asked = {name: value for name, value in _numbers(arguments, frames=9, size=32).items() if value}
@@ -306,18 +306,26 @@ def _bench_systems(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     setting = systems.Setting(**{**systems.PROFILES[arguments.profile], **asked}, batch=numbers["batch"], device=device)
     _check_writable(arguments.out)
+    before = read_timings(arguments.against, systems.NUMBERS) if arguments.against else []
+    for name in ("frames", "size", "device"):
+        wanted = str(getattr(setting, name))
+        if before and before[0][name] != wanted:
+            raise UsageError(f"--against {arguments.against}: expected {name} {wanted}, got {before[0][name]}")
     rows = systems.time_systems(setting, numbers["repeats"])
     if arguments.best:
-        rows += [systems.best_batch(name, setting) for name in systems.TABLE]
-    layers = systems.time_layers(setting, numbers["repeats"])
+        rows += [row for name in systems.TABLE if (row := systems.best_batch(name, setting))]
     facts = asdict(setting) | numbers | circumstances("av", "cv2", "numba", "triton")
     facts.pop("batch")  # a column of its own
     _hand_out(rows, facts, arguments.out)
-    for program in dict.fromkeys(row["by"] for row in rows if row["stage"] == "tvl1"):
-        lines = systems.table(rows, program)
-        found = systems.ratios(lines, rows)
+    for program in systems.programs(rows):
+        lines, found = systems.table(rows, program), systems.ratios(rows, program)
         sys.stdout.write(f"\nTV-L1 by {program}\n\n{text_table(lines)}\n\n{text_table(found)}\n")
-    sys.stdout.write(f"\n{text_table(layers)}\n")
+    if before:
+        program = next(name for name in systems.programs(rows) if name in systems.programs(before))
+        found = systems.compare(before, rows, program)
+        sys.stdout.write(f"\nover (2+1)D + Rep-Flow, in {arguments.against} and now\n\n{text_table(found)}\n")
+    if "OpenCV" not in systems.programs(rows):
+        _tell_of_extra([{"note": "OpenCV is not installed"}])
     return 0
 
 
@@ -403,15 +411,6 @@ def _data_extract(arguments: argparse.Namespace) -> int:
     sys.stdout.write(f"{len(result.done)} done, {len(result.skipped)} there already, {len(result.failed)} failed\n")
     sys.stdout.writelines(f"{problem}\n" for problem in result.failed.values())
     return 1 if result.failed else 0
-
-
-def _doctor(_: argparse.Namespace) -> int:
-    """Tell which video decoders work, by decoding a clip with each."""
-    from repflow.video import decoders
-
-    for name, works, found in decoders():
-        sys.stdout.write(f"{'OK  ' if works else 'none'}  {name:12} {found}\n")
-    return 0
 
 
 def _hand_out(rows: "list[Row]", facts: "Row", out: Path | None) -> None:
