@@ -8,11 +8,17 @@ from types import ModuleType
 # their cores each train 140 times slower; with this it is 3 times, and as fast as before on an idle machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from repflow import official, video
-from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
-from repflow.models import build_model, list_models
-from repflow.tvl1 import tvl1
-from repflow.tvnet import TVNet
+try:
+    from repflow import official, video
+    from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
+    from repflow.models import build_model, list_models
+    from repflow.tvl1 import tvl1
+    from repflow.tvnet import TVNet
+except (ImportError, OSError) as error:
+    raise ImportError(
+        f"repflow needs a whole PyTorch and PyAV, and one cannot be imported ({error}); mend them with: python -m pip "
+        "install uv && python -m uv pip install --reinstall --torch-backend auto torch torchvision av"
+    ) from error
 
 __all__ = [
     "FlowOfFlow",

@@ -38,6 +38,11 @@ def flow_to_rgb(flow: np.ndarray, largest: float) -> np.ndarray:
     return np.uint8(255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)))
 
 
+def flow_scale(flow: np.ndarray) -> float:
+    """What full colour may stand for: 99 % of a flow (2, ...) is shorter than so many px/frame, never less than 0.1."""
+    return max(float(np.percentile(np.hypot(*flow), 99)), 0.1)
+
+
 def flow_wheel(pixels: int) -> np.ndarray:
     """The legend of `flow_to_rgb`, uint8 (pixels, pixels, 4): a disc, transparent outside."""
     y, x = np.mgrid[-1 : 1 : pixels * 1j, -1 : 1 : pixels * 1j]
@@ -49,7 +54,7 @@ def flow_wheel(pixels: int) -> np.ndarray:
 
 def draw_flow(axes: Axes, flow: np.ndarray, largest: float | None = None) -> None:
     """Draw flow (2, H, W) in colours, with the colour wheel and its scale (`largest`, or its own) in a corner."""
-    largest = largest or _scale(np.hypot(*flow))
+    largest = largest or flow_scale(flow)
     axes.imshow(flow_to_rgb(flow, largest))
     wheel = axes.inset_axes((0.02, 0.02, 0.2, 0.2))
     wheel.imshow(flow_wheel(101))
@@ -64,7 +69,7 @@ def draw_arrows(axes: Axes, picture: np.ndarray, flow: np.ndarray) -> None:
     H, W = flow.shape[-2:]
     step = max(1, W // 24)
     y, x = np.mgrid[step // 2 : H : step, step // 2 : W : step]
-    enlarged = 2 * step / _scale(np.hypot(*flow))  # the longest reach over two steps
+    enlarged = 2 * step / flow_scale(flow)  # the longest reach over two steps
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
     options = {"angles": "xy", "scale_units": "xy", "scale": 1 / enlarged, "width": 0.004, "minlength": 0.5}
     axes.quiver(x, y, *flow[:, y, x], color=COLOURS[4], **options)
@@ -122,7 +127,10 @@ def curves(series: Mapping[str, Sequence[float]], x: str, y: str, smooth: int = 
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, float] | None = None) -> Figure:
-    """Grouped bars {group: {bar: value}}, every value written on its bar, with named horizontal lines."""
+    """Grouped bars {group: {bar: value}}, every value written on its bar, with named horizontal lines.
+
+    The legend names bars and lines; a single bar a group needs none.
+    """
     figure, ax = plt.subplots(figsize=(max(7.5, 1.4 * len(groups)), 3.6), layout="constrained")
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
@@ -135,7 +143,8 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
     ax.set_xticks(range(len(groups)), [fill(name, 14) for name in groups])
     ax.set_ylabel(y)
     ax.margins(y=0.12)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    if len(names) > 1 or lines:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return _finished(figure)
 
 
@@ -188,7 +197,7 @@ def write_channels(
     and each of its T' times stands beside the frame at the same share of the clip. Each channel has its own scale.
     """
     H, W = frames.shape[1:3]
-    scales = {channel: _scale(np.hypot(*flow[:, channel])) for channel in channels}
+    scales = {channel: flow_scale(flow[:, channel]) for channel in channels}
 
     def picture(t: int) -> np.ndarray:
         tiles = [frames[t * len(frames) // flow.shape[2]]]
@@ -216,15 +225,10 @@ def _frames_and_flow(video: Path, folder: Path, width: int, options: Mapping[str
     One scale for all frames: the 99th percentile of the flow's length, in a sample of it where it is long.
     """
     flow = video_flow(video, folder / "flow.npy", width=width, **options)
-    largest = _scale(np.hypot(*np.moveaxis(flow[:: max(1, len(flow) // 100), :, ::4, ::4], 1, 0)))
+    largest = flow_scale(np.moveaxis(flow[:: max(1, len(flow) // 100), :, ::4, ::4], 1, 0))
     frames = iter_frames(video, options["start"], len(flow), options["stride"])
     for frame, motion in zip(frames, flow, strict=True):
         yield frame_and_flow(narrowed(frame, width), motion, largest)
-
-
-def _scale(length: np.ndarray) -> float:
-    """A length in px that nearly all of these stay below, never 0."""
-    return float(max(np.percentile(length, 99), 0.1))
 
 
 def _bare(axes: Axes) -> None:

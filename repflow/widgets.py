@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repflow.data.flow import narrowed
 from repflow.data.synthetic import motion, render
-from repflow.figures import COLOURS, draw_arrows, draw_flow, flow_to_rgb
+from repflow.figures import COLOURS, draw_arrows, draw_flow, flow_scale, flow_to_rgb
 from repflow.models.learned import learned_flows
 from repflow.solver import solve
 from repflow.spline import CubicSpline
@@ -176,7 +176,7 @@ class _TVL1View(_View):
         self.pair, self.spline = pair, CubicSpline(torch.as_tensor(pair.frame2, dtype=torch.float32)[None, None])
         found = tvl1(pair.frame1, pair.frame2).numpy()  # where this compiles, it does so before anything is timed
         reference = found if pair.true is None else pair.true
-        self.largest = max(float(np.percentile(np.hypot(*reference), 99)), 0.1)
+        self.largest = flow_scale(reference)
         (arrows, colours), (left, energy) = self.axes
         draw_arrows(arrows, pair.frame1, reference)
         draw_flow(colours, reference, self.largest)
@@ -259,7 +259,7 @@ class _ChannelView(_View):
         super().__init__()
         self.flow, self.frames = flow, _pictures(clip)
         _, channels, times, H, W = flow.shape
-        self.largest = max(float(np.percentile(np.hypot(*flow), 99)), 0.1)
+        self.largest = flow_scale(flow)
         (arrows, colours), (every, mean) = self.axes
         height, width = self.frames.shape[1:3]
         step = max(1, W // 16)

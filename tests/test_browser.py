@@ -107,6 +107,21 @@ def test_the_site_opens_with_the_network_off(browser, tmp_path):
     assert links > 100
 
 
+@pytest.mark.parametrize("width", [1280, 800])
+def test_no_text_is_cut_off_at_the_edge(browser, tmp_path, width):
+    """Long lines of code wrap: what a narrow box hides, nobody reads."""
+    site = make_site(tmp_path / "run", plan([]), 6)
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    cut = """() => [...document.querySelectorAll('main pre, main td, main p, main math, main img')]
+        .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0
+                     || e.getBoundingClientRect().right > document.querySelector('main').getBoundingClientRect().right)
+        .map(e => `${e.tagName}: ${e.textContent.trim().slice(0, 60)}`)"""
+    for file in sorted(site.glob("0*.html")):
+        page.goto(file.as_uri())
+        assert page.evaluate(cut) == [], file.stem
+    page.close()
+
+
 def test_the_check_of_the_site_finds_what_is_wrong(browser, tmp_path):
     wrong = {
         "raw formula": "<p>the $x$</p>",

@@ -1,5 +1,6 @@
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,3 +239,20 @@ def test_this_machines_names_are_in_no_line(capsys):
     assert str(Path.home()) + os.sep not in out
     assert platform.node() not in out
     assert repflow.__version__ in out
+
+
+@pytest.mark.parametrize("broken", ["torch", "av"])
+def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken):
+    (tmp_path / broken).mkdir()
+    (tmp_path / broken / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    done = subprocess.run(
+        [sys.executable, "-m", "repflow", "doctor"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert "libcudart" in last
+    assert "uv pip install --reinstall --torch-backend auto torch torchvision av" in last

@@ -14,7 +14,7 @@ from repflow import tvl1
 from repflow.cli import main
 from repflow.data import SyntheticMotion
 from repflow.data.flow import narrowed
-from repflow.figures import clip_strip, flow_panel, flow_to_rgb, flow_wheel, write_gif
+from repflow.figures import bars, clip_strip, flow_panel, flow_scale, flow_to_rgb, flow_wheel, write_gif
 from repflow.tvl1 import grey
 from repflow.video import read_clip
 
@@ -38,6 +38,20 @@ def test_no_motion_is_white_and_directions_have_their_own_hue():
     half = flow_to_rgb(flow / 2, 2.0)[0, 1]
     assert half[0] == 255
     assert 120 < half[1] < 136
+
+
+def test_a_few_wrong_arrows_do_not_set_the_scale():
+    flow = np.zeros((2, 20, 30))
+    assert flow_scale(flow) == 0.1  # never 0: colours divide by it
+    flow[0], flow[1] = 3, -4
+    flow[0, 0, :5] = 1000
+    assert flow_scale(flow) == pytest.approx(5)
+
+
+def test_single_bars_need_no_legend():
+    groups = {"a": {"x": 1.0}, "b": {"x": 2.0}}
+    assert not bars(groups, "y").legends
+    assert [text.get_text() for text in bars(groups, "y", {"line": 1.5}).legends[0].get_texts()] == ["line", "x"]
 
 
 def test_the_wheel_is_a_disc_of_all_directions():

@@ -3,10 +3,13 @@
 import ast
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 import torch
+
+from repflow.experiments import check, show
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -74,6 +77,14 @@ ANSWERS = {
         ((8546 - 450) / (524 - 450), (8546 / 524, (8546 - 225) / (524 - 225), 100)),
         (16, (8, 6, 2)),
         (5, (6, 10, 1)),
+        (
+            lambda x, t: np.polyfit(np.log(x), np.log(t), 1)[0],
+            (
+                lambda x, t: np.polyfit(x, t, 1)[0],
+                lambda x, t: np.log(t[-1] / t[0]) / np.log(x[-1] / x[0]),
+                lambda x, t: np.mean(np.log(t) / np.log(x)),
+            ),
+        ),
     ],
     "06": [
         (114, (115, 361, 57)),
@@ -108,24 +119,48 @@ def names():
     return found
 
 
-def verdict(cell, names, capsys, given):
-    """What the cell prints if `given` stands in place of None."""
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed: a list of (thing, metadata), the text of one that is given as data."""
+    calls = []
+
+    def display(thing, raw=False, metadata=None):
+        calls.append((thing["text/plain"] if raw else thing, metadata))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return calls
+
+
+def verdict(cell, names, shown, capsys, given):
+    """What the cell tells if `given` stands in place of None."""
     assert cell.source.count("answer = None") == 1
     source = cell.source.replace("answer = None", "answer = given")
     exec(compile(source, "exercise", "exec"), dict(names) | {"given": given})  # noqa: S102 (our own text)
-    return capsys.readouterr().out.strip()
+    return capsys.readouterr().out.strip() or shown[-1][0]
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)
-def test_a_check_tells_right_from_wrong(name, index, names, capsys):
+def test_a_check_tells_right_from_wrong(name, index, names, shown, capsys):
     cells = cells_of(name)
     cell = cells[exercises(cells)[index]]
     right, wrong = ANSWERS[name][index]
-    assert verdict(cell, names[name], capsys, None) == "not answered yet"
-    assert verdict(cell, names[name], capsys, right) == "right"
+    assert verdict(cell, names[name], shown, capsys, None) == "not answered yet"
+    assert verdict(cell, names[name], shown, capsys, right) == "right"
     assert len(wrong) >= 2
     for answer in (*wrong, "nonsense", object()):
-        assert verdict(cell, names[name], capsys, answer).startswith("not right yet"), answer
+        assert verdict(cell, names[name], shown, capsys, answer).startswith("not right yet"), answer
+
+
+def test_an_answer_of_another_kind_is_not_right_and_says_why(shown):
+    check("four", lambda n: n + 1 == 5)
+    assert shown == [('not right yet (TypeError: can only concatenate str (not "int") to str)', None)]
+
+
+def test_a_figure_is_shown_once_and_with_words(shown):
+    figure, _ = plt.subplots()
+    show(figure, "A curve that <rises>")
+    assert shown == [(figure, {"image/png": {"alt": "A curve that <rises>"}})]
+    assert not plt.fignum_exists(figure.number)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -147,7 +182,7 @@ def test_no_figure_is_shown_without_words(path):
     shown = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     names = [ast.unparse(node.func) for node in shown]
     assert "plt.show" not in names
-    assert names.count("display") == 1  # the one in `show`, which takes the words
+    assert names.count("display") == sum("def show(" in source for source in code)  # `show` takes the words
     texts = [node.args[1] for node in shown if ast.unparse(node.func) == "show"]
     assert texts
     assert all(not isinstance(text, ast.Constant) or len(text.value) > 20 for text in texts)

@@ -21,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import repflow.cli
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
-from repflow.experiments import UsageError, questions
+from repflow.experiments import UsageError, answers, questions
 from repflow.experiments.grid import _Loader, read_sweep
 from repflow.experiments.sweep import (
     Processes,
@@ -34,11 +34,11 @@ from repflow.experiments.sweep import (
     summary,
     write_outcome,
 )
-from repflow.files import read_csv
+from repflow.files import read_csv, results_folder
 from repflow.layers import ClipFlow, scale_clips
 
 SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.yaml"))
-CONTROLS = {"scaling", "frame_shuffle"}  # of the study on SyntheticMotion alone
+CONTROLS = {"scaling", "frame_shuffle", "moving_objects"}  # of the study on SyntheticMotion alone
 STUDY = """
 import os, subprocess, time
 from pathlib import Path
@@ -685,3 +685,38 @@ def test_scaled_by_the_batch_a_clips_flow_depends_on_its_mates(rng):
     with questions.scaled_by("clip"):
         torch.testing.assert_close(torch.stack(layer(x))[:, 0], alone[:, 0])
     assert repflow.layers.scale_clips is scale_clips
+
+
+def test_every_question_has_its_answer_in_the_results():
+    assert {*answers.asked(), "table"} == {path.stem for path in SHIPPED}  # the table's: results/synthetic_motion.csv
+    for name in answers.asked():
+        sweep, rows = answers.measured(name)
+        assert len(rows) == len(sweep.points) > 1
+        assert all(0 <= row[metric] <= 100 for row in rows for metric in sweep.metrics)
+
+
+def test_a_table_of_other_points_is_not_an_answer(tmp_path, monkeypatch):
+    (tmp_path / "sweeps").mkdir()
+    text = (results_folder() / "sweeps" / "iterations.csv").read_text().replace(",20,", ",30,")
+    (tmp_path / "sweeps" / "iterations.csv").write_text(text)
+    monkeypatch.setattr(answers, "results_folder", lambda: tmp_path)
+    assert answers.asked() == ["iterations"]
+    with pytest.raises(ValueError, match="holds other points"):
+        answers.measured("iterations")
+
+
+def test_an_accuracy_is_drawn_from_0_to_100_above_chance():
+    sweep, rows = answers.measured("where")
+    figure = draw(sweep, rows)
+    assert [panel.get_ylim() for panel in figure.axes] == [(0, 103)] * 2
+    assert [panel.lines[-1].get_ydata()[0] for panel in figure.axes] == [8.3, 50]
+    assert [panel.get_ylabel() for panel in figure.axes] == ["basic (%)", "pairs (%)"]
+
+
+@pytest.mark.parametrize("chance", ["8.3", "{basic: high}", "{basic: 120}"])
+def test_chance_is_a_number_of_percent(tmp_path, chance):
+    text = next(path for path in SHIPPED if path.stem == "where").read_text()
+    file = tmp_path / "asks.yaml"
+    file.write_text(text.replace("chance: {basic: 8.3, pairs: 50}", f"chance: {chance}"))
+    with pytest.raises(UsageError, match="chance"):
+        read_sweep(file)

@@ -7,6 +7,7 @@ import signal
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,7 +19,17 @@ from repflow.layers import ClipFlow
 from repflow.models import build_model
 from repflow.models.systems import SYSTEMS
 from repflow.official import FlowLayer201902, FlowLayer201906, HMDBFlowOfFlow, KineticsModel
-from repflow.training import PRESETS, Recipe, motion_accuracy, parameter_groups, predict, split, train
+from repflow.training import (
+    PRESETS,
+    Recipe,
+    TrainingError,
+    follow,
+    motion_accuracy,
+    parameter_groups,
+    predict,
+    split,
+    train,
+)
 from repflow.training.batches import EpochClips, StepBatches
 from repflow.tvnet import TVNet
 
@@ -291,3 +302,23 @@ def test_what_each_network_sees(tmp_path):
     assert one_layer["basic"] > 90
     assert 35 < one_layer["pairs"] < 65
     assert accuracy("flow_of_flow_2d")["pairs"] > 85
+
+
+def test_a_training_is_followed_as_it_runs(tmp_path):
+    SyntheticMotion.make(tmp_path / "set", train=2, test=1, unused=0, size=32, frames=6)
+    words = ["--data", "synthetic", str(tmp_path / "set"), "--model", "rgb_2d", "--out", str(tmp_path / "run")]
+    settings = ["backbone=tiny_2d", "steps=400", "batch=4", "log_every=1", "save_every=5", "validation=0"]
+    rows = []
+    for row in follow(*words, "--set", *settings):
+        rows.append(row)
+        if len(rows) == 12:
+            break  # ends the process, too
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+
+
+def test_a_training_that_fails_says_why(tmp_path):
+    words = ["--data", "synthetic", str(tmp_path / "nothing"), "--model", "rgb_2d", "--out", str(tmp_path / "run")]
+    with pytest.raises(TrainingError, match="nothing"):
+        list(follow(*words))

@@ -35,6 +35,10 @@ _NOTEBOOK = """
 {%- block html_head_css -%}
 <style>
   main { max-width: 62rem; margin: 0 auto; padding: 1rem; }
+  main pre { white-space: pre-wrap !important; word-break: normal !important; overflow-wrap: anywhere; }
+  main td code { overflow-wrap: anywhere; }
+  main h2 { line-height: 1.25 !important; }
+  math { font-size: 1.12em; }
   math[display="block"] { margin: 1em 0; }
   [mathvariant^="bold"] { font-weight: bold; }
   [mathvariant="bold"], [mathvariant="normal"] { text-transform: none; }

@@ -14,7 +14,7 @@ from PIL import Image
 
 from repflow.data import Clips, SyntheticMotion
 from repflow.data.synthetic import PAIRS, render
-from repflow.figures import flow_to_rgb, frame_and_flow, write_gif
+from repflow.figures import flow_scale, flow_to_rgb, frame_and_flow, write_gif
 from repflow.models.learned import learned_flows
 from repflow.training import Recipe, train
 from repflow.tvl1 import grey, tvl1
@@ -44,7 +44,7 @@ def learned(steps: int = 80, clips: int = 60) -> list[np.ndarray]:
     flows = np.stack([learned_flows(model, torch.from_numpy(c).permute(3, 0, 1, 2) / 127.5 - 1)[1] for c in shown])
     means = flows.mean((3, 4, 5))  # (clips, 2, channels)
     picked = flows[:, :, np.argsort(-np.hypot(*(means[0] - means[1])))[:_SHOWN]]
-    largest = float(np.percentile(np.hypot(*picked.swapaxes(0, 1)), 99))
+    largest = flow_scale(picked.swapaxes(0, 1))
     colours = flow_to_rgb(picked.transpose(3, 0, 2, 1, 4, 5), largest)  # (times, clips, channels, H, W, 3)
     return [
         np.vstack([np.hstack([_tile(p) for p in (clip[t], *row)]) for clip, row in zip(shown, rows, strict=True)])

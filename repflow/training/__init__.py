@@ -42,12 +42,14 @@ or by SLURM, where a job that is requeued goes on where it was:
     srun repflow train --data hmdb51 /data/hmdb51 --model repflow_2plus1d --preset 2019 --out runs/repflow --workers 7 \
         --devices 4 --nodes 2
 
+A notebook starts the first of these with `follow`, which yields the rows of metrics.csv as they are written.
 Batch norm is synchronised over GPUs; over processes on CPUs it cannot be, there each uses its own part of the batch.
 """
 
 from repflow.evaluation import predict
 from repflow.training.batches import Part, split
 from repflow.training.folder import TrainingError, load_model, read_checkpoint, seconds_of
+from repflow.training.follow import follow
 from repflow.training.module import FLOW_PARAMETERS, parameter_groups
 from repflow.training.motion import motion_accuracy
 from repflow.training.recipe import PRESETS, Recipe
@@ -60,6 +62,7 @@ __all__ = [
     "Recipe",
     "Trained",
     "TrainingError",
+    "follow",
     "load_model",
     "motion_accuracy",
     "parameter_groups",

@@ -1,0 +1,48 @@
+"""The sweeps in notebooks/sweeps and what they measured, in results/sweeps: a question, a hypothesis, a table.
+
+repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
+"""
+
+from repflow.experiments.grid import Sweep, read_sweep
+from repflow.experiments.parameters import find_notebooks
+from repflow.experiments.sweep import draw, summary
+from repflow.experiments.teaching import show
+from repflow.files import Row, read_csv, results_folder, text_table
+
+
+def asked() -> list[str]:
+    """The names of the sweeps that have a table in results/sweeps."""
+    return sorted(path.stem for path in (results_folder() / "sweeps").glob("*.csv"))
+
+
+def measured(name: str) -> tuple[Sweep, list[Row]]:
+    """A sweep, and of each of its points the values of all parameters and metrics.
+
+    Raises ValueError where the table is not one of these points: the sweep was changed, and has to run again.
+    """
+    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.yaml")
+    lines = read_csv(results_folder() / "sweeps" / f"{name}.csv")
+    names = [*sweep.axes, "seed"]
+    points = [[_written(point.values[axis]) for axis in names] for point in sweep.points]
+    if [[line[axis] for axis in names] for line in lines] != points:
+        raise ValueError(
+            f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.yaml: run it again"
+        )
+    return sweep, [
+        point.values | {metric: float(line[metric]) for metric in sweep.metrics}
+        for point, line in zip(sweep.points, lines, strict=True)
+    ]
+
+
+def show_answer(name: str) -> None:
+    """Show a sweep's question, hypothesis and measurement in a notebook's output; the numbers are its text for those
+    who cannot see it."""
+    sweep, rows = measured(name)
+    show(draw(sweep, rows), f"{sweep.question}\n{text_table(summary(sweep, rows))}")
+
+
+def _written(value: object) -> str:
+    """A parameter's value as a CSV file has it."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
