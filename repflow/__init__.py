@@ -9,16 +9,19 @@ from types import ModuleType
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:
-    from repflow import official, video
-    from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
-    from repflow.models import build_model, list_models
-    from repflow.tvl1 import tvl1
-    from repflow.tvnet import TVNet
+    for _package in ("torch", "av"):
+        importlib.import_module(_package)
 except (ImportError, OSError) as error:
     raise ImportError(
-        f"repflow needs a whole PyTorch and PyAV, and one cannot be imported ({error}); mend them with: python -m pip "
+        f"repflow needs PyTorch and PyAV, and {_package} cannot be imported ({error}); mend them with: python -m pip "
         "install uv && python -m uv pip install --reinstall --torch-backend auto torch torchvision av"
     ) from error
+
+from repflow import official, video
+from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
+from repflow.models import build_model, list_models
+from repflow.tvl1 import tvl1
+from repflow.tvnet import TVNet
 
 __all__ = [
     "FlowOfFlow",

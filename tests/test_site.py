@@ -117,6 +117,10 @@ def test_the_results_are_those_of_the_files(pages):
     mean = np.mean([float(row["top1"]) for row in measured])
     (cells,) = [row.select("td") for row in ours.select("tr") if "2D + Rep-Flow" in row.text]
     assert cells[1].text.startswith(f"{mean:.1f} ")
+    (table,) = [t for t in page.select("table") if t.th.text == "flow_after"]
+    stages = {row.td.text: row.select("td")[1].text for row in table.select("tbody tr")}
+    first = [float(row["basic"]) for row in read_csv(ROOT / "results/sweeps/where.csv") if row["flow_after"] == "0"]
+    assert stages["0"] == f"{np.mean(first):.1f} ({min(first):.1f} to {max(first):.1f})"
     assert [image["alt"] for image in page.select("img")] == ["Figure of the table synthetic_motion"]
 
 

@@ -12,6 +12,8 @@ import nbformat
 from markupsafe import Markup
 
 from repflow.benchmark import paper_table
+from repflow.experiments import sweep as sweeps
+from repflow.experiments.answers import asked, measured
 from repflow.experiments.collect import sections
 from repflow.experiments.pages import markdown, notebook_page
 from repflow.experiments.parameters import Job
@@ -112,6 +114,19 @@ _RESULTS = """
 <h2>{{ title[0] | upper }}{{ title[1:] }}</h2>
 <div class="wide">{{ table }}</div>
 {%- endfor %}
+<h2>The paper's questions, on SyntheticMotion</h2>
+<p>In percent: means over seeds, smallest to largest.</p>
+{%- for sweep, rows in questions %}
+<h3>{{ sweep.question }}</h3>
+<p>Hypothesis: {{ sweep.hypothesis }}</p>
+<div class="wide"><table>
+<thead><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for row in rows %}
+<tr>{% for cell in row.values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody></table></div>
+{%- endfor %}
 <h2>The paper's table</h2>
 <div class="wide"><table>
 <thead><tr>{% for name in columns.values() %}<th>{{ name }}</th>{% endfor %}</tr></thead>
@@ -166,6 +181,7 @@ def write_site(folder: Path, name: str, profile: str, jobs: Sequence[Job], recor
         "results": _render(
             _RESULTS,
             tables={title: Markup(markdown(text)) for title, text in sections(results).items()},
+            questions=[(sweep, sweeps.summary(sweep, rows)) for sweep, rows in map(measured, asked())],
             paper=[row | {"ms": _milliseconds(row), "here": here.get(row["method"])} for row in paper_table().values()],
             columns=_COLUMNS,
             figures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in results.glob("*.png")},
