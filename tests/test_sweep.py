@@ -720,3 +720,43 @@ def test_chance_is_a_number_of_percent(tmp_path, chance):
     file.write_text(text.replace("chance: {basic: 8.3, pairs: 50}", f"chance: {chance}"))
     with pytest.raises(UsageError, match="chance"):
         read_sweep(file)
+
+
+def is_as_expected(found):
+    """The paper's claims on SyntheticMotion, of {system: accuracies}; within four standard errors of 240 clips."""
+    rgb, one, two = (found[f"{name}_2d"] for name in ("rgb", "repflow", "flow_of_flow"))
+    assert abs(rgb["top1"] - 100 / 12) < 7.2
+    assert one["basic"] > 92  # 83.3 % of all, with the pairs at chance
+    assert abs(one["pairs"] - 50) < 22.4
+    assert two["top1"] > 90
+    assert two["pairs"] > 95
+
+
+def test_the_table_in_the_results_is_as_expected():
+    rows = read_csv(results_folder() / "synthetic_motion.csv")
+    mean = {
+        system: {
+            m: np.mean([float(row[m]) for row in rows if row["system"] == system]) for m in ("top1", "basic", "pairs")
+        }
+        for system in {row["system"] for row in rows}
+    }
+    is_as_expected(mean)
+    assert mean["repflow_2plus1d"]["top1"] > mean["rgb_2plus1d"]["top1"]
+
+
+@pytest.mark.slow
+def test_the_table_is_as_expected_with_another_seed(tmp_path):
+    values = {"steps": 300, "seed": 5, "data": str(tmp_path)}
+    is_as_expected(
+        {
+            name: questions.synthetic_motion(system=name, **values)
+            for name in ("rgb_2d", "repflow_2d", "flow_of_flow_2d")
+        }
+    )
+
+
+@pytest.mark.slow
+def test_flow_helps_a_network_over_time_that_has_few_clips(tmp_path):
+    values = {"backbone": "tiny_2plus1d", "train_clips": 5, "steps": 120, "seed": 5, "data": str(tmp_path)}
+    plain, layered = (questions.synthetic_motion(system=f"{name}_2plus1d", **values) for name in ("rgb", "repflow"))
+    assert layered["basic"] > plain["basic"] + 30

@@ -297,7 +297,7 @@ def test_what_each_network_sees(tmp_path):
         trained = train(name, Clips(training, 9, train=True, seed=7), 12, Recipe(steps=200, seed=7), **TINY)
         return motion_accuracy(predict(trained.model, Clips(test, 9, train=False)), labels, test.classes)
 
-    assert accuracy("rgb_2d")["top1"] < 20
+    assert abs(accuracy("rgb_2d")["top1"] - 100 / 12) < 5  # four standard errors of 480 clips
     one_layer = accuracy("repflow_2d")
     assert one_layer["basic"] > 90
     assert 35 < one_layer["pairs"] < 65
