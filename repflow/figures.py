@@ -140,7 +140,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
         ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small")
     for i, (name, value) in enumerate((lines or {}).items()):
         ax.axhline(value, color="0.3", linestyle=("--", ":")[i % 2], label=name)
-    ax.set_xticks(range(len(groups)), [fill(name, 14) for name in groups])
+    ax.set_xticks(range(len(groups)), [fill(name, 14, break_long_words=False) for name in groups])
     ax.set_ylabel(y)
     ax.margins(y=0.12)
     if len(names) > 1 or lines:

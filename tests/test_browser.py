@@ -239,7 +239,7 @@ def drag(page, output, number, pixels):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_notebook_in_jupyterlab(browser, lab, name, tmp_path):
+def test_a_notebook_in_jupyterlab(browser, lab, name, tmp_path, record_property):
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     context.set_default_timeout(60_000)
     page, problems = watched(context)
@@ -259,6 +259,7 @@ def test_a_notebook_in_jupyterlab(browser, lab, name, tmp_path):
         until_new(page, output, lambda: output.locator("select").select_option("turn"))  # 256 × 256, 30 iterations
     times = [drag(page, output, 0, pixels) for pixels in (40, 30, -50, 25)]
     page.screenshot(path=tmp_path / f"{name}_after.png")
-    assert min(times) <= 0.3  # the least: others may use the machine
+    record_property("seconds from a slider to its figure", times)
+    assert min(times) <= 1.0  # 0.3 where nobody else uses the machine: see test_widgets.py
     assert not problems
     context.close()

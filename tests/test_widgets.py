@@ -150,6 +150,7 @@ def test_explorers_wait_until_a_slider_is_let_go_and_keep_their_height(pair, cli
         assert found.picture.layout.height.endswith("px")
 
 
+@pytest.mark.slow  # of itself it is quick, but others must not use the machine meanwhile
 def test_a_new_figure_comes_soon():
     explorer = parts(tvl1_explorer(*made_pair("turn")))
     times = []
@@ -157,7 +158,7 @@ def test_a_new_figure_comes_soon():
         start = time.perf_counter()
         explorer.lam.value = value
         times.append(time.perf_counter() - start)
-    assert min(times) <= 0.3  # others may use the machine at the same time
+    assert np.median(times) <= 0.3  # seconds, 256 × 256, 30 iterations, two cores
 
 
 def test_learned_flows_are_those_of_the_layers(clip, rng):
