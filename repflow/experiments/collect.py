@@ -37,14 +37,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     """The README's table: mean over seeds and its 95 % interval, by Student's distribution of so few."""
     first = rows[0]
     seeds = sorted({row["seed"] for row in rows})
+    backbones = ", ".join(f"`{name}`" for name in dict.fromkeys(row["backbone"] for row in rows))
     cells = {
         name: {MEASURES[key]: _interval(values) for key, values in measured.items()}
         for name, measured in means(rows).items()
     }
     lines = _lines("%", list(MEASURES.values()), cells)
     note = (
-        f"Mean and 95 % interval over seeds {', '.join(seeds)}; {first['steps']} steps of small networks, `tiny_2d` "
-        f"and `tiny_2plus1d`; for training {first['train_clips']} clips a class, for testing "
+        f"Mean and 95 % interval over seeds {', '.join(seeds)} (without interval: one seed); {first['steps']} steps; "
+        f"backbones {backbones}; for training {first['train_clips']} clips a class, for testing "
         f"{len(CLASSES) * int(first['test_clips'])} clips; "
         f"{first['cpu']}, {first['cpus']} cores, PyTorch {first['torch']}. "
         "Chance is 8.3, 8.3 and 50; one flow layer on single frames can reach 83.3 at most."
@@ -53,7 +54,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _interval(values: np.ndarray) -> str:
-    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values))
     return f"{values.mean():.1f} ± {half:.1f}"
 
 
