@@ -573,7 +573,7 @@ def test_questions_are_there():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_question_of_the_project_can_be_asked(path):
     sweep = read_sweep(path)
-    assert 2 <= len(sweep.points) <= 10
+    assert 2 <= len(sweep.points) <= 12
     assert sweep.question.endswith("?")
     assert sweep.hypothesis
     assert sweep.metrics
