@@ -30,6 +30,8 @@ _OPTIONS = {
     "format_whitelist": "avi,mov,matroska,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,mxf,rm,ivf",
     "protocol_whitelist": "file",
 }
+# File tags may be in any encoding; from version 19 on PyAV takes any by itself.
+_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 # Codecs with one packet a picture (VP8 hides pictures), in formats that store display times; MPEG-4 without B-frames
 # can do without.
 _TIMED = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
@@ -110,8 +112,7 @@ def open_video(source: Source) -> Iterator[av.VideoStream]:
     else:
         raise VideoError(f"{name}: expected a video file, found {_what_is(source)}; check the path")
     try:
-        # File tags may be in any encoding.
-        with av.open(file, options=_OPTIONS, metadata_errors="replace") as container:
+        with av.open(file, options=_OPTIONS, **_TAGS) as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 what = "no video stream" if stream is None else "a video codec this FFmpeg does not know"
