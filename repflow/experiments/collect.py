@@ -44,7 +44,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     }
     lines = _lines("%", list(MEASURES.values()), cells)
     note = (
-        f"Mean and 95 % interval over seeds {', '.join(seeds)} (without interval: one seed); {first['steps']} steps; "
+        f"Mean and 95 % interval over seeds {', '.join(seeds)}; {first['steps']} steps; "
         f"backbones {backbones}; for training {first['train_clips']} clips a class, for testing "
         f"{len(CLASSES) * int(first['test_clips'])} clips; "
         f"{first['cpu']}, {first['cpus']} cores, PyTorch {first['torch']}. "
