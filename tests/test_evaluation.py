@@ -249,7 +249,13 @@ def test_a_run_s_best_checkpoint_is_evaluated_as_it_was_trained(tmp_path, capsys
     assert row | there | {"evaluated": "12", "expected": "12"} == row
     spent = sum(float(line["seconds"]) * (1 if line["val_loss"] else 2) for line in read_csv(run / "metrics.csv"))
     assert spent < float(row["seconds"]) < spent + 60
-    capsys.readouterr()
+    newest = next((run / "checkpoints").glob("*.pt"))
+    assert main([*evaluation, "--checkpoint", str(newest), "--ours", str(ours)]) == 0
+    assert len(read_csv(ours)) == 2
+    shutil.copy(newest, tmp_path / "alone.pt")
+    assert main([*evaluation, "--checkpoint", str(tmp_path / "alone.pt"), "--ours", str(ours)]) == 1
+    assert "alone.pt: expected its run's metrics.csv" in capsys.readouterr().err
+    assert len(read_csv(ours)) == 2
     assert main(["compare", "--ours", str(ours)]) == 0
     assert f"{100 * np.mean(part.probabilities.argmax(1) == part.labels):.1f}" in capsys.readouterr().out
 

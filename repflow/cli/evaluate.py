@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     started = perf_counter()
     if arguments.checkpoint:
         with process_group() as first:
-            parts, facts = [_evaluated(arguments)], {name: str(v) for name, v in vars(arguments).items() if v}
+            part, config = _evaluated(arguments)
+            parts, facts = [part], {name: str(v) for name, v in vars(arguments).items() if v}
         if not first:
             return 0
         facts.pop("command")
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
     _show(found)
     if arguments.ours:
-        _record(arguments, found, perf_counter() - started)
+        _record(arguments, config, found, perf_counter() - started)
     return 0
 
 
@@ -82,7 +83,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluated(arguments: argparse.Namespace) -> "Predictions":
+def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any] | None]":
+    """What the checkpoint says of the test videos, and how it was trained: see `_config`."""
     from repflow.data import Views
     from repflow.evaluation import evaluate
 
@@ -90,19 +92,23 @@ def _evaluated(arguments: argparse.Namespace) -> "Predictions":
         raise UsageError("--weights: fusion takes --predictions of several models")
     source = open_dataset(arguments, "test")
     model, defaults = read_model(arguments.checkpoint)
-    _check_fold(arguments)
+    config = _config(arguments.checkpoint)
+    _check_fold(arguments, config)
     settings = clip_settings(arguments, defaults)
     views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
-    return evaluate(model, views, source, arguments.batch, arguments.workers)
+    return evaluate(model, views, source, arguments.batch, arguments.workers), config
 
 
-def _check_fold(arguments: argparse.Namespace) -> None:
+def _check_fold(arguments: argparse.Namespace, config: "dict[str, Any] | None") -> None:
     """Raise UsageError for a network of ours that was trained on the fold's test videos, and for --ours without one."""
-    config = _config(arguments.checkpoint)
+    from repflow.training import seconds_of
+
     if config is None:
         if arguments.ours:
             raise UsageError("--ours: expected a checkpoint of `repflow train`, which says how it was trained")
         return
+    if arguments.ours:
+        seconds_of(arguments.checkpoint)  # raises before the long work, not after it
     about = config["about"]
     if arguments.data[0] == about.get("set") == "hmdb51" and arguments.fold != about["fold"]:
         raise UsageError(
@@ -121,13 +127,14 @@ def _config(checkpoint: Path) -> "dict[str, Any] | None":
         return None
 
 
-def _record(arguments: argparse.Namespace, found: dict[str, float | int], seconds: float) -> None:
+def _record(
+    arguments: argparse.Namespace, config: "dict[str, Any]", found: dict[str, float | int], seconds: float
+) -> None:
     """Add what was found to the table --ours, with the time that training took, too."""
     from repflow.experiments.compare import add_result
     from repflow.models.systems import SYSTEMS
     from repflow.training import seconds_of
 
-    config = _config(arguments.checkpoint)
     kind = arguments.data[0]
     data_set = {"kinetics": "kinetics400", "synthetic": "synthetic_motion"}.get(kind, kind)
     if kind == "hmdb51" and config["init_from"] and _config(config["init_from"])["about"].get("set") == "kinetics":
@@ -142,7 +149,7 @@ def _record(arguments: argparse.Namespace, found: dict[str, float | int], second
         clips=arguments.clips,
         crops=arguments.crops,
         seed=config["recipe"]["seed"],
-        seconds=seconds + seconds_of(arguments.checkpoint.parent),
+        seconds=seconds + seconds_of(arguments.checkpoint),
     )
 
 

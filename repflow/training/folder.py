@@ -152,10 +152,19 @@ class Metrics:
             self._file.close()
 
 
-def seconds_of(folder: str | os.PathLike[str]) -> float:
-    """The seconds that a run's steps and validations took, by its metrics.csv; after a stop, of what was kept."""
+def seconds_of(checkpoint: str | os.PathLike[str]) -> float:
+    """The seconds that the steps and validations of a checkpoint's run took; after a stop, of what was kept.
+
+    Raises FileNotFoundError for a checkpoint that does not lie in its run's folder, beside metrics.csv.
+    """
+    files = [folder / "metrics.csv" for folder in Path(checkpoint).absolute().parents[:2]]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{checkpoint}: expected its run's metrics.csv in {files[0].parent}; leave it where it was"
+        )
     total, last = 0.0, 0
-    for row in read_csv(Path(folder) / "metrics.csv"):
+    for row in read_csv(file):
         steps = 1 if row["val_loss"] else int(row["step"]) - last  # a validation's own, or the mean of the steps
         total += steps * float(row["seconds"])
         last = int(row["step"])
