@@ -145,7 +145,7 @@ def _learned_flow(arguments: argparse.Namespace) -> int:
     if arguments.out.suffix.lower() not in (".gif", ".mp4"):
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
     _check_writable(arguments.out)
-    model, settings = read_model(arguments.checkpoint)
+    model, settings, _ = read_model(arguments.checkpoint)
     frames, width = arguments.frames or settings["frames"], arguments.width or 320
     pixels = read_clip(arguments.video, arguments.start, frames, arguments.stride)
     pixels = np.stack([narrowed(frame, width) for frame in pixels])
@@ -254,7 +254,7 @@ def _bench_tvl1(arguments: argparse.Namespace) -> int:
     rows = flow.time_tvl1(pairs, device, repeats)
     facts = {"device": device, "repeats": repeats} | circumstances("numba", "triton", "cv2", "skimage")
     _hand_out(rows, facts, arguments.out)
-    _tell_of_extra(rows)
+    _tell_of_extra(any(row["note"] for row in rows))
     return 0
 
 
@@ -278,7 +278,7 @@ def _bench_video(arguments: argparse.Namespace) -> int:
         videos = {path.name: path for path in arguments.videos} or video.make_videos(Path(folder))
         rows = video.time_readers(videos, **numbers)
     _hand_out(rows, numbers | circumstances("av", "torchcodec", "cv2"), arguments.out)
-    _tell_of_extra(rows)
+    _tell_of_extra(any(row["note"] for row in rows))
     return 0
 
 
@@ -324,8 +324,7 @@ def _bench_systems(arguments: argparse.Namespace) -> int:
         program = next(name for name in systems.programs(rows) if name in systems.programs(before))
         found = systems.compare(before, rows, program)
         sys.stdout.write(f"\nover (2+1)D + Rep-Flow, in {arguments.against} and now\n\n{text_table(found)}\n")
-    if "OpenCV" not in systems.programs(rows):
-        _tell_of_extra([{"note": "OpenCV is not installed"}])
+    _tell_of_extra("OpenCV" not in systems.programs(rows))
     return 0
 
 
@@ -333,8 +332,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
 
 
-def _tell_of_extra(rows: "list[Row]") -> None:
-    if any(row["note"] for row in rows):
+def _tell_of_extra(missing: bool) -> None:
+    if missing:
         sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")
 
 

@@ -84,15 +84,14 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any] | None]":
-    """What the checkpoint says of the test videos, and how it was trained: see `_config`."""
+    """What the checkpoint says of the test videos, and how it was trained: see `read_model`."""
     from repflow.data import Views
     from repflow.evaluation import evaluate
 
     if arguments.weights:
         raise UsageError("--weights: fusion takes --predictions of several models")
     source = open_dataset(arguments, "test")
-    model, defaults = read_model(arguments.checkpoint)
-    config = _config(arguments.checkpoint)
+    model, defaults, config = read_model(arguments.checkpoint)
     _check_fold(arguments, config)
     settings = clip_settings(arguments, defaults)
     views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
@@ -117,14 +116,10 @@ def _check_fold(arguments: argparse.Namespace, config: "dict[str, Any] | None") 
         )
 
 
-def _config(checkpoint: Path) -> "dict[str, Any] | None":
-    """How a network of this package was trained, as its config.json has it; None for other files."""
+def _trained_on(checkpoint: str) -> str | None:
     from repflow.training import read_checkpoint
 
-    try:
-        return read_checkpoint(checkpoint)["config"]
-    except ValueError:
-        return None
+    return read_checkpoint(checkpoint)["config"]["about"].get("set")
 
 
 def _record(
@@ -137,7 +132,7 @@ def _record(
 
     kind = arguments.data[0]
     data_set = {"kinetics": "kinetics400", "synthetic": "synthetic_motion"}.get(kind, kind)
-    if kind == "hmdb51" and config["init_from"] and _config(config["init_from"])["about"].get("set") == "kinetics":
+    if kind == "hmdb51" and config["init_from"] and _trained_on(config["init_from"]) == "kinetics":
         data_set = "hmdb51_kinetics"
     add_result(
         arguments.ours,
@@ -153,20 +148,22 @@ def _record(
     )
 
 
-def read_model(checkpoint: Path) -> "tuple[nn.Module, dict[str, Any]]":
-    """A model in eval mode, of this package or of the 2019 release, and the settings of clips as it was trained on."""
+def read_model(checkpoint: Path) -> "tuple[nn.Module, dict[str, Any], dict[str, Any] | None]":
+    """A model in eval mode, of this package or of the 2019 release; the settings of clips as it was trained on; and how
+    it was trained, as its run's config.json has it, None for the 2019 release's."""
     from repflow.data import PRESETS
     from repflow.official import CheckpointError, kind_of, load
     from repflow.training import load_model, read_checkpoint
 
     try:
-        return load(checkpoint, kind_of(checkpoint)), PRESETS["2019"] | {"resize": RESIZE}
+        return load(checkpoint, kind_of(checkpoint)), PRESETS["2019"] | {"resize": RESIZE}, None
     except CheckpointError as error:
         try:
-            recipe = read_checkpoint(checkpoint)["config"]["recipe"]
+            config = read_checkpoint(checkpoint)["config"]
         except (ValueError, OSError):
             raise error from None
-        return load_model(checkpoint), {name: recipe[name] for name in ("frames", "stride", "resize", "crop")}
+        settings = {name: config["recipe"][name] for name in ("frames", "stride", "resize", "crop")}
+        return load_model(checkpoint), settings, config
 
 
 def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":
