@@ -45,6 +45,10 @@ def run(inputs, engine, **options):
     return solve(**arguments, kernels=kernels, engine=engine, **options)
 
 
+def leaves(inputs, device="cpu", dtype=torch.float32):
+    return {name: value.detach().to(device, dtype).requires_grad_() for name, value in inputs.items()}
+
+
 def gradients(inputs, outputs, seed=0):
     rng = torch.Generator().manual_seed(seed)
     loss = sum((out * torch.randn(out.shape, generator=rng)).sum() for out in outputs)
@@ -52,14 +56,29 @@ def gradients(inputs, outputs, seed=0):
     return dict(zip(inputs, torch.autograd.grad(loss, wanted), strict=False))
 
 
-def assert_close_but_for_kinks(ours, theirs):
-    """At a kink of the threshold rounding decides, so a few elements may differ; the others agree."""
-    error = (ours - theirs).double().flatten().abs()
-    off = error > 1e-3 * theirs.double().flatten().abs() + 1e-6 * theirs.abs().max()
-    assert off.sum() <= max(0.005 * len(off), 0)
-    if len(off) >= 200:
-        error = error[~off]
-    assert error.norm() <= 1e-4 * theirs.double().norm() + 1e-12
+def assert_close_gradients(ours, theirs):
+    """In the norm, but for what rounding decides at the threshold's kinks: a few pixels, and their sums a little.
+
+    The sums' terms cancel: their rounding is that of the largest of them.
+    """
+    fields = "rho_c", "grad", "flow", "dual"
+    largest = max((float(theirs[name].norm()) for name in theirs if name not in fields), default=0.0)
+    for name in theirs:
+        error = (ours[name].cpu().double() - theirs[name].double()).abs().flatten().sort().values
+        own = theirs[name].double().norm()
+        limit = 1e-4 * own + 1e-12 if name in fields else 1e-3 * own + 5e-4 * largest
+        assert error[: len(error) - len(error) // 200].norm() <= limit, name
+
+
+def assert_equals_the_reference(inputs, engine, **options):
+    """The reference in float64, so that errors are ours."""
+    device = "cuda" if engine == "cuda" else "cpu"
+    inputs, exact = leaves(inputs, device), leaves(inputs, "cpu", torch.float64)
+    ours = [out.cpu() for out in run(inputs, engine, **options)]
+    theirs = [out.float() for out in run(exact, "reference", **options)]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    if options["iterations"]:
+        assert_close_gradients(gradients(inputs, ours), gradients(exact, theirs))
 
 
 shapes = {"N": st.integers(1, 3), "C": st.integers(1, 3), "H": st.integers(1, 70), "W": st.integers(1, 70)}
@@ -69,12 +88,7 @@ shapes = {"N": st.integers(1, 3), "C": st.integers(1, 3), "H": st.integers(1, 70
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_cpu_equals_the_reference(N, C, H, W, iterations, seed, start):
     inputs = random_inputs(seed, N, C, H, W, layers=max(iterations, 1) if seed % 2 else 1, start=start)
-    ours, theirs = (run(inputs, engine, iterations=iterations) for engine in ("cpu", "reference"))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    if iterations:
-        ours, theirs = gradients(inputs, ours), gradients(inputs, theirs)
-        for name in theirs:
-            assert_close_but_for_kinks(ours[name], theirs[name])
+    assert_equals_the_reference(inputs, "cpu", iterations=iterations)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4, 6, 9, 10, 20, 37])
