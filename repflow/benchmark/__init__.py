@@ -61,8 +61,18 @@ def circumstances(*modules: str) -> Row:
     the named modules that have been loaded."""
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    machine = {"driver": _driver(), "threads": torch.get_num_threads()}
+    machine = {"driver": driver(), "threads": torch.get_num_threads()}
     return environment() | machine | versions | {"date": now}
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver, None where no GPU answers."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
 def statistics(times: np.ndarray, unit: str) -> Row:
@@ -101,17 +111,6 @@ def _commit() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout of somebody else's
-        return None
-
-
-def _driver() -> str | None:
-    """Return the version of the GPU's driver; None without a GPU, or where it cannot be told."""
-    if not torch.cuda.is_available():
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    except (OSError, subprocess.CalledProcessError):
         return None
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
@@ -176,7 +175,9 @@ def _decoders() -> Iterator[Line]:
 def _gpu() -> Iterator[Line]:
     import torch
 
-    driver = _driver()
+    from repflow import benchmark
+
+    driver = benchmark.driver()
     if torch.cuda.is_available():
         for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count())):
             memory = f"{device.total_memory / 2**30:.0f} GiB"
@@ -193,16 +194,6 @@ def _gpu() -> Iterator[Line]:
         yield "none", "GPU", f"driver {driver}, but a PyTorch for CPUs alone; {TORCH}"
     else:
         yield "BAD", "GPU", f"PyTorch for CUDA {torch.version.cuda} cannot use driver {driver}; renew it, or {TORCH}"
-
-
-def _driver() -> str | None:
-    """The version of NVIDIA's driver, None where no GPU answers."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 
 def _disk() -> Iterator[Line]:
