@@ -1,14 +1,11 @@
 """Time and memory of the solver's engines and of the layers."""
 
 import ctypes
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -23,6 +20,7 @@ from repflow.benchmark import statistics, time_in_turn
 from repflow.files import Row
 from repflow.layers import RepresentationFlow, representation_flow
 from repflow.official import FlowLayer201906
+from repflow.processes import fresh_processes
 
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: 5, written there, makes the process's peak begin anew
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
@@ -143,20 +141,8 @@ def _peaks(problem: Problem, cases: Sequence[Case]) -> list[int | None]:
         return [_gpu_peak(task_of(problem, *case)) for case in progress()]
     if not os.access(_CLEAR_PEAK, os.W_OK):
         return [None] * len(cases)
-    context = _fresh_processes()
+    context = fresh_processes(__name__, "numba", "sympy")  # the last is what PyTorch's backward pass loads
     return [_elsewhere(context, problem, case) for case in progress()]
-
-
-def _fresh_processes() -> BaseContext:
-    """Forks of a process that has the code loaded and nothing computed: as good as new ones, and seconds quicker."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "numba", "sympy"])  # the last is what PyTorch's backward pass loads
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: ctrl-C is for us alone to act on
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return context
 
 
 def _elsewhere(context: BaseContext, problem: Problem, case: Case) -> int | None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from repflow.benchmark import statistics, time_in_turn
 from repflow.files import Row
+from repflow.processes import fresh_processes
 from repflow.video import VideoError, probe, read_clip
 
 Reader = Callable[[str, int, int], np.ndarray]  # file, first frame, number of frames -> uint8 (T, H, W, 3) RGB
@@ -31,6 +32,7 @@ def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, 
     the median, and how many times as fast as plain PyAV that is; or a note that a reader is not there.
     """
     rows = []
+    context = fresh_processes(__name__)  # PyAV's to_ndarray keeps a pool of threads, and waits for it in a fork
     for name, path in tqdm(videos.items(), desc="videos", leave=False):
         clips_of = partial(RandomClips, os.fspath(path), frames=frames, clips=clips)
         clips_of(read_clip)  # refuses a file that is too short or damaged
@@ -42,6 +44,7 @@ def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, 
                     batch_size=None,
                     num_workers=workers,
                     persistent_workers=True,
+                    multiprocessing_context=context,
                 )
                 for reader, read in readers.items()
             }

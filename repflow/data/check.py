@@ -6,7 +6,6 @@ path is relative to the folder, and written as `quoted` does it.
 
 import csv
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -16,8 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 from repflow.data.hmdb51 import HMDB51, TAGS
 from repflow.data.lists import find_videos, quoted, unquoted
 from repflow.files import beside, text_table
+from repflow.processes import fresh_processes
 from repflow.video import VideoInfo, frame_rate, iter_frames
 
 log = logging.getLogger(__name__)
@@ -251,8 +251,7 @@ def _save(out: Path, rows: Mapping[str, Row]) -> None:
 class _Worker:
     """A process that inspects one video after another until it dies of one."""
 
-    def __init__(self, inspect: Inspect, seconds: float) -> None:
-        context = multiprocessing.get_context("forkserver")
+    def __init__(self, context: BaseContext, inspect: Inspect, seconds: float) -> None:
         self.seconds = seconds
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, inspect, seconds), daemon=True)
@@ -277,14 +276,14 @@ def _outcomes(
     root: Path, paths: Collection[str], workers: int, seconds: float, inspect: Inspect
 ) -> Iterator[tuple[str, Outcome]]:
     """What becomes of each video, as soon as it is known. No process is left when this is closed."""
-    _start_server()
+    context = fresh_processes("__main__", __name__)
     waiting = deque(paths)
     idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, str]] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker(inspect, seconds)
+                worker = idle.pop() if idle else _Worker(context, inspect, seconds)
                 path = waiting.popleft()
                 busy[worker.pipe] = worker, path
                 with suppress(BrokenPipeError):  # it has died; outcome() tells
@@ -300,16 +299,6 @@ def _outcomes(
         for worker in (*idle, *(worker for worker, _ in busy.values())):
             worker.process.kill()
             worker.process.join()
-
-
-def _start_server() -> None:
-    """Start the process whose forks the workers are: they have the code loaded, and nothing of our threads."""
-    forkserver.set_forkserver_preload(["__main__", __name__])
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: ctrl-C is for us alone to act on
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _work(pipe: Connection, inspect: Inspect, seconds: float) -> None:
