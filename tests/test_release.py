@@ -211,6 +211,18 @@ BLOCKS, INLINE = shown()
 WHOLE = [line for line in INLINE if re.search(r" (-|\d|[A-Z]+$)|[/.]", line) and "..." not in line]
 NAMES = [line for line in INLINE if line not in WHOLE]
 
+TIMING = r"\d ?(ms|µs|s|seconds|minutes|clips/s|GB/s|GFLOP/s)\b|(\d ?×|\b(ten|[a-z]+ty) times) as (fast|long)"
+
+
+def test_timings_stand_only_where_a_command_writes_them():
+    """In blocks between markers, and in outputs. Exercises, "**1 · ...", say what they assume."""
+    for text in texts():
+        for block in re.findall(r"<!-- (?!end of )(.+) -->", text):
+            text = "".join(marked(text, block)[::2])
+        lines = [line for line in text.splitlines() if not re.match(r"\*\*\d · ", line)]
+        assert not [line for line in lines if re.search(TIMING, line) and "Kinetics-400" not in line]
+
+
 # What makes a command small enough to be run here. `run` is planned: names and types are checked, nothing starts.
 TINY = {
     "flow": "--frames 3 --width 32",
