@@ -123,8 +123,10 @@ def test_every_locked_package_has_its_licence():
 
 
 def test_the_licences_are_those_that_the_packages_name():
-    """What is pinned for another system or Python is in the table by hand."""
-    assert marked(LICENCES, "locked packages")[1] == table(locked(LOCK))
+    """What is pinned for another system is in the table by hand, and so is what each Python gets in another version."""
+    once = [name for name in locked(LOCK) if LOCK.count(f"\n{name}==") == 1]
+    assert len(once) > 100
+    assert set(table(once).splitlines()) <= set(marked(LICENCES, "locked packages")[1].splitlines())
     with pytest.raises(ValueError, match=r"no-such-thing is not installed; run ci/setup"):
         licence("no-such-thing")
 

@@ -105,8 +105,8 @@ class RunFolder:
     def _write(self, file: Path, state: Mapping[str, Any]) -> None:
         content = io.BytesIO()
         torch.save(dict(state), content)  # not into the file: PyTorch would hide why that cannot be written
-        with self.telling(file.name):
-            write_whole(file, content.getbuffer())
+        with self.telling(file.name), content.getbuffer() as view:  # left in a traceback, it kills Python 3.12.1
+            write_whole(file, view)
 
     @contextmanager
     def telling(self, what: str) -> Iterator[None]:
