@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from repflow.benchmark import paper_table
-from repflow.cli import main
+from repflow.cli import _parser, main
 from repflow.data.synthetic import SyntheticMotion
 from repflow.experiments import find_notebooks
 from repflow.experiments.collect import marked, sections
@@ -180,3 +180,24 @@ def test_gpu_checks_say_that_they_are_skipped(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "ci/gpu: SKIPPED: PyTorch finds no GPU here\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_gpu_checks_run_every_part_and_tell_which_failed(tmp_path):
+    """By a program that stands for a Python with a GPU: it notes what it is asked to do, and fails at the notebooks."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" >>"$0.log"\ncase "$*" in *"repflow run"*) exit 3 ;; esac\n')
+    python.chmod(0o755)
+    command, environment = [ROOT / "ci" / "gpu", tmp_path / "out"], {**os.environ, "PYTHON": str(python)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "ci/gpu: failed: notebooks\n")
+    _, *asked = [line.split() for line in (tmp_path / "python.log").read_text().splitlines()]
+    parts = [words[2:] for words in asked if words[:2] == ["-m", "repflow"]]
+    assert [words[:2] for words in parts[1:-1]] == [
+        ["bench", name] for name in ("solver", "tvl1", "systems", "scaling")
+    ]
+    assert [words[0] for words in (parts[0], parts[-1])] == ["doctor", "run"]
+    for words in parts:
+        _parser().parse_args(words)
+    (tests,) = [words for words in asked if words[:2] == ["-m", "pytest"]]
+    assert "tests/test_solver_cuda.py" in tests
+    assert tests[tests.index("gpu") - 1] == "-m"
