@@ -260,6 +260,20 @@ def test_ctrl_c_leaves_no_file(tmp_path, phase, repeats):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_gpu_has_no_memory_for_is_left_out(caplog):
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def wrong():
+        raise ValueError("not for want of memory")
+
+    assert systems._fits(("forward", "rgb_2d"), lambda: None)
+    assert not systems._fits(("training step", "rgb_2d"), too_large)
+    assert caplog.messages == ["left out, for the GPU's memory is too small: training step of rgb_2d"]
+    with pytest.raises(ValueError, match="not for want"):
+        systems._fits(("forward", "rgb_2d"), wrong)
+
+
 def test_readers_of_clips(tmp_path):
     SyntheticMotion.make(tmp_path / "set", train=1, test=0, unused=0, size=48, frames=40)
     path = next(tmp_path.glob("set/left/*.avi"))

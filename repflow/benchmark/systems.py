@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from repflow.models.streams import Stream
 from repflow.models.systems import SYSTEMS
 from repflow.tvl1 import grey, tvl1
 from repflow.video import read_clip
+
+log = logging.getLogger(__name__)
 
 # The six systems of the authors' table, and the networks without flow that they are held against.
 TABLE = "two_stream_2d", "tvnet_2d", "two_stream_2plus1d", "two_stream_i3d", "repflow_2plus1d", "flow_of_flow_2plus1d"
@@ -63,8 +66,9 @@ def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = (*TA
 
     Columns: stage; by (the program, or the system's name); batch; the seconds of a batch (median, interquartile range,
     minimum; all stages in random order, warmed up, synchronised), clips_per_s by the median, and on a GPU peak_mib,
-    the most of its memory that is taken beyond parameters and input. Networks are fresh, in float32; TV-L1 is at its
-    program's defaults. What is read or computed on the CPU is not moved to the GPU here.
+    the most of its memory that is taken beyond parameters and input. Networks are fresh, in float32, for which a GPU's
+    convolutions take TF32, PyTorch's default; TV-L1 is at its program's defaults. What is read or computed on the CPU
+    is not moved to the GPU here, and what does not fit into its memory is left out.
     """
     with TemporaryDirectory() as folder:
         video = _make_video(Path(folder) / "clip.mp4", setting)
@@ -77,6 +81,8 @@ def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = (*TA
             tasks["training step", name] = partial(_training_step, model, inputs)
             if (inside := _flow_inside(model, inputs)) is not None:
                 tasks["flow inside", name] = inside
+        if setting.device == "cuda":
+            tasks = {key: task for key, task in tasks.items() if _fits(key, task)}
         seconds = time_in_turn(tasks, repeats)
     alone = "decode", "tvl1"  # of one clip, whatever the batch is
     return [
@@ -208,6 +214,17 @@ def _prepared(name: str, setting: Setting) -> tuple[nn.Module, list[Tensor]]:
     return model, inputs_of(model, [clip.to(setting.device), flow.to(setting.device)])
 
 
+def _fits(key: tuple[str, str], task: Task) -> bool:
+    """Does the GPU's memory suffice for a task?"""
+    try:
+        task()
+    except torch.OutOfMemoryError:
+        log.warning("left out, for the GPU's memory is too small: %s of %s", *key)
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
 def _forward(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     model.eval()
     with torch.no_grad():
@@ -218,9 +235,11 @@ def _training_step(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Forward, backward, and a step of SGD whose rate is 0, so that every repeat computes the same."""
     model.train()
     labels = torch.zeros(len(inputs[0]), dtype=torch.int64, device=inputs[0].device)
-    F.cross_entropy(model(*inputs), labels).backward()
-    torch.optim.SGD(model.parameters(), lr=0.0).step()
-    model.zero_grad(set_to_none=True)
+    try:
+        F.cross_entropy(model(*inputs), labels).backward()
+        torch.optim.SGD(model.parameters(), lr=0.0).step()
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _flow_inside(model: nn.Module, inputs: Sequence[Tensor]) -> Task | None:
