@@ -45,9 +45,14 @@ def browser():
 def watched(context):
     """A new page, and the list that fills with what goes wrong on it."""
     page, problems = context.new_page(), []
+
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # which the page itself gave up
+            problems.append(f"failed: {request.url} {request.failure}")
+
     page.on("console", lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url} {request.failure}"))
+    page.on("requestfailed", failed)
     return page, problems
 
 

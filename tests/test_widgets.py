@@ -190,7 +190,7 @@ def test_channel_time_and_layer_change_the_figure(clip):
     assert (explorer.time.max, explorer.channel.max) == (6, 7)  # the second flow has one map less
     file = io.BytesIO()
     channel_figure(model, clip, layer=1, channel=2, time=3).savefig(file, format="png")
-    assert np.abs(pixels(file.getvalue()) - pixels(seen[-1])).mean() < 0.5
+    assert np.abs(pixels(file.getvalue()) - pixels(seen[-1])).mean() < 1  # of 14 or more between any two of those seen
 
 
 def test_maps_of_any_number_of_channels_are_shown(rng):
