@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -442,6 +443,25 @@ def test_results_have_files_for_the_readme():
     assert {(row["axis"], row["engine"]) for row in scaling.exponents(grown)} == {
         (axis, engine) for axis in scaling.AXES for engine in ("reference", "cpu", "official")
     }
+
+
+def test_the_readme_shows_a_gpu_s_files_too(tmp_path):
+    """Stand-ins of such files: the CPU's, with other words."""
+    shutil.copytree(results_folder(), tmp_path / "results")
+    for name in ("solver", "tvl1", "systems", "scaling"):
+        rows = read_csv(tmp_path / "results" / f"{name}_cpu.csv")
+        on_gpu = {"device": "cuda", "gpu": "a GPU", "driver": "580.1", "commit": "0123456789-dirty"}
+        for row in rows:
+            named = {key: value.replace("cpu", "cuda") for key, value in row.items() if key in ("engine", "method")}
+            row |= on_gpu | named
+        write_csv(tmp_path / "results" / f"{name}_cuda.csv", rows)
+    found = collect.sections(tmp_path / "results")
+    for name, count in (("timings", 2), ("runtime", 2)):
+        assert found[name].count("on a GPU, driver 580.1, beside ") + found[name].count("On a GPU, driver") == count
+        assert found[name].count("commit 012345678 with changes") == count
+    assert "| the whole layer, forward |" in found["timings"]
+    assert "| cuda |" in found["runtime"]
+    assert "repflow, cuda |" in found["timings"]
 
 
 def test_no_timing_is_typed_into_the_notebook_or_its_neighbours():

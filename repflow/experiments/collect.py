@@ -7,7 +7,7 @@ python -m repflow.experiments.collect                           (only writes the
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,30 +60,36 @@ def _interval(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {half:.1f}"
 
 
-def timings(solver: Sequence[dict[str, str]], tvl1: Sequence[dict[str, str]]) -> str:
-    """The README's two tables of times, from what `repflow bench solver` and `repflow bench tvl1` wrote."""
+def solver_times(rows: Sequence[dict[str, str]]) -> str:
+    """The README's table of the engines' times, from what `repflow bench solver` wrote."""
     names = {"function": "`representation_flow`", "layer": "the whole layer"}
-    by_part: dict[str, dict[str, str]] = {}
-    for row in solver:
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
         cell = f"{float(row['median_ms']):.1f} ms"
         if row["engine"] not in ("reference", "official"):
             cell += f" ({float(row['speedup_reference']):.0f} ×)"
-        by_part.setdefault(f"{names[row['part']]}, {row['pass']}", {})[row["engine"]] = cell
-    pairs = list(dict.fromkeys(row["pair"] for row in tvl1))
-    by_method: dict[str, dict[str, str]] = {}
-    for row in tvl1:
-        by_method.setdefault(row["method"], {})[row["pair"]] = (
-            f"{float(row['median_s']):.3f} s, {float(row['error_px']):.3f} px"
-        )
-    engines = list(dict.fromkeys(row["engine"] for row in solver))
-    first = solver[0]
+        cells.setdefault(f"{names[row['part']]}, {row['pass']}", {})[row["engine"]] = cell
+    first = rows[0]
     note = (
-        f"Medians of one run each, on {first['cpu']}, {first['threads']} cores, PyTorch {first['torch']}: "
-        f"{first['channels']} channels, {first['pairs']} pairs, {first['size']} × {first['size']}, "
-        f"{first['iterations']} iterations; official: the layer released in June 2019. "
-        "Below, seconds and mean end-point error on two Middlebury pairs."
+        f"Medians of {first['repeats']}: {first['channels']} channels, {first['pairs']} pairs, {first['size']} × "
+        f"{first['size']}, {first['iterations']} iterations; official: the layer released in June 2019. On "
+        f"{_machine(first)}."
     )
-    return "\n".join([note, "", *_lines("", engines, by_part), "", *_lines("TV-L1", pairs, by_method), ""])
+    return "\n".join([note, "", *_lines("", list(dict.fromkeys(row["engine"] for row in rows)), cells), ""])
+
+
+def tvl1_times(rows: Sequence[dict[str, str]]) -> str:
+    """The README's table of optical flow's time and error, from what `repflow bench tvl1` wrote."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        pair = f"{row['pair']}, {row['width']} × {row['height']}"
+        if not row["note"]:
+            cell = f"{float(row['median_s']):.3f} s, {float(row['error_px']):.3f} px"
+            cells.setdefault(row["method"], {})[pair] = cell
+    first = rows[0]
+    pairs = list(dict.fromkeys(pair for by_pair in cells.values() for pair in by_pair))
+    note = f"Optical flow: time, median of {first['repeats']}, and mean end-point error. On {_machine(first)}."
+    return "\n".join([note, "", *_lines("", pairs, cells), ""])
 
 
 def runtime(rows: Sequence[Row]) -> str:
@@ -150,10 +156,11 @@ def _ms(value: float) -> str:
 def _machine(row: Row) -> str:
     """What a file of timings says about its machine, versions, commit and day."""
     cpu = f"{row['cpu']}, {row['threads']} threads"
-    gpu = f"{row['gpu']}, driver {row['driver']}, beside {cpu}"
+    gpu = f"{row['gpu']}, driver {row.get('driver')}, beside {cpu}"
     versions = {"PyTorch": "torch", "OpenCV": "cv2", "Numba": "numba"} | ({"Triton": "triton"} if row["gpu"] else {})
     named = [f"{name} {row[column]}" for name, column in versions.items() if row.get(column)]
-    made = f"commit {row['commit'][:9] or 'unknown'}, {row['date'][:10]}"
+    commit, _, changed = row["commit"].partition("-")
+    made = f"commit {commit[:9] or 'unknown'}{' with changes' if changed else ''}, {row['date'][:10]}"
     return ", ".join([gpu if row["device"] == "cuda" else cpu, *named, made])
 
 
@@ -166,13 +173,15 @@ def _lines(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, 
 
 def sections(results: Path) -> dict[str, str]:
     """What the README says between the markers of each name, from the CSV files."""
-    read = {name: read_csv(results / f"{name}.csv") for name in ("synthetic_motion", "solver_cpu", "tvl1_cpu")}
-    found = [runtime(read_timings(file, systems.NUMBERS)) for file in sorted(results.glob("systems_*.csv"))]
-    found += [powers(read_timings(file, scaling.NUMBERS)) for file in sorted(results.glob("scaling_*.csv"))]
+
+    def each(name: str, tell: Callable[[list[Row]], str], numbers: Collection[str] = ()) -> list[str]:
+        return [tell(read_timings(file, numbers)) for file in sorted(results.glob(f"{name}_*.csv"))]
+
+    runs = each("systems", runtime, systems.NUMBERS) + each("scaling", powers, scaling.NUMBERS)
     return {
-        "results on SyntheticMotion": table(read["synthetic_motion"]),
-        "timings": timings(read["solver_cpu"], read["tvl1_cpu"]),
-        "runtime": "\n".join(found),
+        "results on SyntheticMotion": table(read_csv(results / "synthetic_motion.csv")),
+        "timings": "\n".join(each("solver", solver_times) + each("tvl1", tvl1_times)),
+        "runtime": "\n".join(runs),
     }
 
 
