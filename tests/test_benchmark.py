@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -259,6 +260,23 @@ def test_ctrl_c_leaves_no_file(tmp_path, phase, repeats):
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_while_timing():
+    """Or each round would fetch its tensors anew from the system, page by page: in a new process."""
+    script = """if True:
+        import resource, torch
+        from repflow.benchmark import time_in_turn
+        task = {"two tensors of 80 MiB": lambda: torch.ones(20 << 20) + 1}
+        time_in_turn(task, repeats=1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        time_in_turn(task, repeats=3)
+        pages = 4 * 2 * (80 << 20) // resource.getpagesize()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
 
 
 def test_what_a_gpu_has_no_memory_for_is_left_out(caplog):

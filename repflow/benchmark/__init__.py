@@ -1,11 +1,13 @@
 """Timing, and the machine that did it; the paper's table to hold times against."""
 
+import ctypes
 import os
 import platform
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 from repflow import __version__
 from repflow.files import Row, read_csv, results_folder
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -27,6 +30,7 @@ def time_in_turn(tasks: Mapping[Key, Callable[[], object]], repeats: int = 5, se
     Every task runs once uncounted, then `repeats` rounds run all of them in random order, so that a machine that slows
     down slows all alike. Compare medians and ratios of one call; single times of a shared machine mean little.
     """
+    _keep_freed_memory()
     order = random.Random(seed)
     seconds: dict[Key, list[float]] = {name: [] for name in tasks}
     for task in tqdm(tasks.values(), desc="warming up", leave=False):
@@ -87,6 +91,18 @@ def read_timings(path: Path, numbers: Collection[str]) -> list[Row]:
         {name: text if name not in numbers else float(text) if text else None for name, text in row.items()}
         for row in read_csv(path)
     ]
+
+
+def _keep_freed_memory() -> None:
+    """Let this process keep what memory it frees, as PyTorch does on a GPU, where the C library is glibc.
+
+    Else large tensors are fetched anew, page by page: half of a network's time, or much less of it, by what the process
+    did before.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library, another system
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _seconds(task: Callable[[], object]) -> float:

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm.auto import tqdm
 
-from repflow.benchmark import statistics, time_in_turn
+from repflow.benchmark import M_MMAP_THRESHOLD, statistics, time_in_turn
 from repflow.files import Row
 from repflow.layers import RepresentationFlow, representation_flow
 from repflow.official import FlowLayer201906
 from repflow.processes import fresh_processes
 
 _CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: 5, written there, makes the process's peak begin anew
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _resident_peak(problem: Problem, case: Case, answer: Connection) -> None:
     """Tell how far this process's resident memory grows in one case. All that is allocated counts, whoever does it."""
     # Each block of 64 KiB or more becomes a mapping of its own, which is gone once it is freed: glibc's heap would add
     # its holes, as much again, and hide what it had free before.
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     task_of(replace(problem, pairs=1, size=8), *case)()  # loads the code
     task = task_of(problem, *case)
     _CLEAR_PEAK.write_text("5")
