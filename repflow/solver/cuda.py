@@ -421,7 +421,8 @@ def _retreat(
     for window in range(tl.program_id(0), windows, tl.num_programs(0)):
         place, sides = _window(window, planes, H, W, tile_h, tile_w, halo, BLOCK)
         problem = _load_problem(rho_c, grad, place, place.inside)
-        problem_bar = _load_problem(rho_bar, grad_bar, place, place.core & (end < iterations))
+        more = tl.where(place.core, end, iterations) < iterations  # a scalar behind `&` Triton 3.9 interprets wrongly
+        problem_bar = _load_problem(rho_bar, grad_bar, place, more)
         bar = _load_state(flow_bar, dual_bar, place)
         rows = sums + window * L * 10  # one for each iteration's taps
         last = tl.minimum(end, tl.load(steps + place.plane // C).to(tl.int32))
