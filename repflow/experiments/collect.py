@@ -156,7 +156,7 @@ def _ms(value: float) -> str:
 def _machine(row: Row) -> str:
     """What a file of timings says about its machine, versions, commit and day."""
     cpu = f"{row['cpu']}, {row['threads']} threads"
-    gpu = f"{row['gpu']}, driver {row.get('driver')}, beside {cpu}"
+    gpu = f"{row['gpu']}, driver {row['driver']}, beside {cpu}"
     versions = {"PyTorch": "torch", "OpenCV": "cv2", "Numba": "numba"} | ({"Triton": "triton"} if row["gpu"] else {})
     named = [f"{name} {row[column]}" for name, column in versions.items() if row.get(column)]
     commit, _, changed = row["commit"].partition("-")
