@@ -5,12 +5,12 @@ Fan, Huang, Gan, Ermon, Gong and Huang, "End-to-end learning of motion represent
 """
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repflow.arguments import warn, whole_number
 from repflow.layers import scale_clips
 from repflow.solver import classical_kernels, image_gradient, solve
 from repflow.solver.reference import TINY
@@ -57,16 +57,15 @@ class TVNet(nn.Module):
         engine: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("scales", scales), ("warps", warps), ("iterations", iterations)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
-        self.scales, self.warps, self.iterations = scales, warps, iterations
+        self.scales, self.warps = whole_number("scales", scales, 1), whole_number("warps", warps, 1)
+        self.iterations = whole_number("iterations", iterations, 1)
         self.tau, self.lam, self.theta = tau, lam, theta
-        self.size, self.engine = size and tuple(size), engine
+        self.size = None if size is None else tuple(whole_number("size", side, 1) for side in size)
+        self.engine = engine
         for name in LEARNED:
             kernel = getattr(classical_kernels(), name)
-            self.register_parameter(name, nn.Parameter(kernel.repeat(iterations, 1, 1)))
-        start = nn.Parameter(torch.zeros(2, *_pyramid(*size, scales)[0])) if size else None
+            self.register_parameter(name, nn.Parameter(kernel.repeat(self.iterations, 1, 1)))
+        start = nn.Parameter(torch.zeros(2, *_pyramid(*self.size, self.scales)[0])) if self.size else None
         self.register_parameter("initial_flow", start)
         self._range_known = False
 
@@ -142,10 +141,7 @@ class TVNet(nn.Module):
             self._range_known = True
             low, high = torch.stack([frame1, frame2]).aminmax()
             if frame1.is_floating_point() and 0 <= low < high <= 1:
-                warnings.warn(
-                    "the frames stay within 0..1, where grey levels are rounded down to 0: multiply them by 255",
-                    stacklevel=5,  # who called the module
-                )
+                warn("the frames stay within 0..1, where grey levels are rounded down to 0: multiply them by 255")
 
 
 def _prepare(frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:
