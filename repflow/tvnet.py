@@ -24,7 +24,7 @@ GAUSSIAN = (0.219833, 0.110656, 0.01386), (0.110656, 0.0557, 0.006976), (0.01386
 class TVNet(nn.Module):
     """Flow between two frames: grey, scaled and smoothed, then TV-L1 over a pyramid of images.
 
-    frame1, frame2: RGB, (B, 3, H, W) each, values in 0..255, floating point or uint8. Each pair is scaled to 0..255
+    frame1, frame2: RGB, (B, 3, H, W) each, values in 0..255, any real dtype. Each pair is scaled to 0..255
     by itself, so no pair's flow depends on its batch mates; a constant pair has zero flow.
     Returns (B, 2, H, W): u (to the right) and v (down), pixels per frame, in the frames' floating-point type (half
     precision is computed in float32). Grey levels are whole numbers, rounded down; frames that need a gradient get
@@ -132,14 +132,15 @@ class TVNet(nn.Module):
                 "expected two RGB frames (B, 3, H, W) of one shape, type and device, got "
                 + " and ".join(f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds)
             )
-        if not (frame1.is_floating_point() or frame1.dtype == torch.uint8):
-            raise ValueError(f"expected floating-point or uint8 frames, got {frame1.dtype}; convert them first")
+        if frame1.is_complex():
+            raise ValueError(f"expected real frames, got {frame1.dtype}; convert them first")
         if self.size and frame1.shape[2:] != self.size:
             raise ValueError(f"expected frames of the size {self.size} that was given, got {tuple(frame1.shape[2:])}")
         # Only the first frames, since a look at values makes a GPU wait. Compiled code doesn't look.
         if not (self._range_known or torch.compiler.is_compiling() or frame1.numel() == 0):
             self._range_known = True
-            low, high = torch.stack([frame1, frame2]).aminmax()
+            # Detached, since a checkpoint counts what is kept for gradients, in both of its passes.
+            low, high = torch.stack([frame1.detach(), frame2.detach()]).aminmax()
             if frame1.is_floating_point() and 0 <= low < high <= 1:
                 warn("the frames stay within 0..1, where grey levels are rounded down to 0: multiply them by 255")
 

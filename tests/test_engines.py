@@ -325,8 +325,8 @@ def check_checkpoints(engine):
         again = partial(checkpoint, module, use_reentrant=False)
         only_solve = partial(create_selective_checkpoint_contexts, [torch.ops.repflow.solve.default])
         ways = {
+            "not reentrant": again,  # the first of all, since TVNet looks at its first frames
             "not at all": module,
-            "not reentrant": again,
             "reentrant": partial(checkpoint, module, use_reentrant=True),
             "nested": partial(checkpoint, again, use_reentrant=False),
             "selective": partial(again, context_fn=only_solve),
