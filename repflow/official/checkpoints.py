@@ -56,7 +56,7 @@ def load(path: str | Path, model: str | None = "kinetics", key: str | None = Non
     path, options = Path(path), {}
     with _naming(f"{path}, model {model!r}" if model else str(path)):
         state = _tensors(path, key)
-        model = model or _kind(state)
+        model = model or _released(state)
         if path.is_dir():
             options["iterations"] = _iterations(path / RECORD, model)
         build, classifier = MODELS[model]
@@ -75,10 +75,10 @@ def kind_of(path: str | Path) -> str:
     Raises CheckpointError where they are of neither, such as those of `repflow train`, or cannot be read.
     """
     with _naming(str(path)):
-        return _kind(_tensors(Path(path)))
+        return _released(_tensors(Path(path)))
 
 
-def _kind(state: Mapping[str, Tensor]) -> str:
+def _released(state: Mapping[str, Tensor]) -> str:
     for name, (_, classifier) in MODELS.items():
         if classifier in state:
             return name
