@@ -93,7 +93,7 @@ def test_fusion_is_the_weighted_mean():
 
 
 def test_the_mean_over_folds():
-    parts = [predictions([[3, 2, 1]] * 2, [0, t], expected=3, name=name) for name, t in zip("uvw", (0, 1, 1))]
+    parts = [predictions([[3, 2, 1]] * 2, [0, t], expected=3, name=name) for name, t in [("u", 0), ("v", 1), ("w", 1)]]
     assert folds(parts) == {"top1": pytest.approx(200 / 3), "top5": 100, "evaluated": 6, "expected": 9, "folds": 3}
     with pytest.raises(ValueError, match=r"the same 2 in number 1 and 3; give each fold once"):
         folds([*parts[:2], parts[0]])

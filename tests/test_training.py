@@ -264,9 +264,7 @@ def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     validation = Clips(SyntheticMotion(small, "test"), 4, train=False)
     trained = train("rgb_2d", clips_of(small), 12, recipe, folder=tmp_path / "run", validation=validation, **TINY)
     assert rates(tmp_path / "run") == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
-    assert trained.best == pytest.approx(
-        {"step": 1, "loss": math.log(12), "top1": 0}
-    )  # of ties: the first; none is a hit
+    assert trained.best == pytest.approx({"step": 1, "loss": math.log(12), "top1": 0})  # ties: the first
 
 
 def arguments(*words):
