@@ -51,6 +51,29 @@ def test_the_parser_refuses_with_2(arguments, capsys):
     assert "usage: repflow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["evaluate", "--bogus"], "evaluate"),
+        (["data", "check", "ROOT", "--bogus"], "data check"),
+        (["bench", "solver", "--bogus", "3"], "bench solver"),
+        (["data", "--bogus", "check", "ROOT"], "data"),
+    ],
+)
+def test_unknown_options_show_the_usage_of_their_command(arguments, command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: repflow {command} [-h]")
+    assert f"repflow {command}: error: unrecognized arguments: --bogus" in error
+
+
+@pytest.mark.parametrize("option", ["--channels", "--layer"])
+def test_options_of_the_flow_inside_a_model_need_one(option, tmp_path, capsys):
+    assert main(["flow", "a.avi", "--out", str(tmp_path / "a.gif"), option, "0"]) == 2
+    assert f"{option}: is of the flow inside a trained model; name it: --checkpoint" in capsys.readouterr().err
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
