@@ -139,7 +139,7 @@ def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
     assert "Traceback" not in stderr
     (out,) = (tmp_path / "runs").iterdir()
     assert not out.name.startswith(".")
-    names = ["01_wait.html", "01_wait.ipynb", "01_wait.metrics.json", "api.html", "index.html", "results.html"]
+    names = ["01_wait.html", "01_wait.ipynb", "01_wait.metrics.json", "api.html", "index.html"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "begun" in (out / "01_wait.html").read_text()
     assert "Not run: 02_never" in (out / "index.html").read_text()

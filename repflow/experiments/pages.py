@@ -118,11 +118,6 @@ def _set(tree: ElementTree.Element) -> None:
                 sign.set("form", "prefix")
 
 
-def markdown(source: str) -> str:
-    """Return Markdown (with tables and formulas) as HTML."""
-    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
-
-
 class _Renderer(IPythonRenderer):
     """Markdown to HTML, with formulas as MathML in place of text for a script to find, and links that hold."""
 
