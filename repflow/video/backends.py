@@ -33,8 +33,8 @@ def loadvid(
     turned upright; unreadable, damaged (see `read_clip`) and mismatched videos raise VideoError or ValueError where
     lintel returns uninitialised memory or aborts; videos without time stamps are read right. `backend` "lintel" and
     "torchcodec" decode with those packages (ImportError where they are missing) after the bytes have been decoded
-    once with PyAV, as neither is strict; they refuse (VideoError) turned or mirrored videos and uneven time stamps, and
-    torchcodec what it cannot find: in some AVI, MPEG-TS and MPEG-PS files it gives other frames, which their times tell.
+    once with PyAV, as neither is strict; they refuse (VideoError) turned or mirrored videos and uneven time stamps.
+    In some MPEG-TS and MPEG-PS files torchcodec gives other frames, as their times tell: VideoError, too.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
@@ -144,8 +144,8 @@ def _torchcodec(encoded: bytes, numbers: list[int]) -> np.ndarray:
     wrong = np.flatnonzero(np.abs(np.asarray(frames.pts_seconds) - wanted) > 1e-6)
     if wrong.size:
         raise VideoError(
-            f"{name_of(encoded)}: expected frame {numbers[wrong[0]]}, at {wanted[wrong[0]]:.6g} s, torchcodec gives the "
-            f"one at {float(frames.pts_seconds[wrong[0]]):.6g} s; use backend='pyav'"
+            f"{name_of(encoded)}: expected frame {numbers[wrong[0]]}, at {wanted[wrong[0]]:.6g} s, torchcodec gives "
+            f"the one at {float(frames.pts_seconds[wrong[0]]):.6g} s; use backend='pyav'"
         )
     return frames.data.numpy()
 

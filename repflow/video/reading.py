@@ -147,8 +147,8 @@ def _complaint(error: av.FFmpegError, stream: av.VideoStream | None) -> str:
             "cut behind them: cut it at a key frame that has them"
         )
     return (
-        f"expected a readable video, but FFmpeg says {error.strerror!r}; the file is damaged, cut short, not a video or "
-        "not readable by you: fetch it again, check its permissions or leave it out"
+        f"expected a readable video, but FFmpeg says {error.strerror!r}; the file is damaged, cut short, not a video "
+        "or not readable by you: fetch it again, check its permissions or leave it out"
     )
 
 
