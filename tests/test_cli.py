@@ -4,11 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PATIENCE, wait_for
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 import repflow
@@ -125,15 +125,13 @@ def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
     pids = tmp_path / "pids"
     command = [*REPFLOW, "run", waiting, never, "-p", "pids", str(pids), "--out", str(tmp_path / "runs")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        limit = time.monotonic() + 60
-        while not pids.exists() and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
+        wait_for(pids.exists, process)
         started = json.loads(pids.read_text())
         assert all(map(alive, started))
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_for(lambda: not alive(started[0]), process)  # the first has come, and is at work
         process.send_signal(signal.SIGTERM)  # an impatient second one must not break the cleaning up
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert not any(map(alive, started))
     assert "Traceback" not in stderr

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -399,7 +400,7 @@ def test_four_threads_at_once():
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_started_after_use(method):
     expected = torch.stack([answer(index) for index in range(4)])
-    loader = DataLoader(Solved(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=60)
+    loader = DataLoader(Solved(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=PATIENCE)
     assert torch.equal(next(iter(loader)), expected)
 
 

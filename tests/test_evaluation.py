@@ -12,6 +12,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from PIL import Image
 
 from repflow import official
@@ -210,7 +211,7 @@ def test_two_processes_count_every_video_once(made, tmp_path):
     )
     command = [sys.executable, script, made, tmp_path / "scores"]
     jobs = [subprocess.Popen([*map(str, command), str(rank), str(world)]) for rank, world in ((0, 1), (0, 2), (1, 2))]
-    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    assert [job.wait(PATIENCE) for job in jobs] == [0, 0, 0]
     alone, first, second = (np.load(tmp_path / f"scores_{name}.npy") for name in ("1_0", "2_0", "2_1"))
     np.testing.assert_allclose(first, alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(first, second)

@@ -160,7 +160,7 @@ def test_a_value_of_another_type_is_refused(notebook, name, text):
     ],
 )
 def test_a_value_out_of_its_bounds_is_refused(tmp_path, name, text, reason):
-    lines = "rate: float = 1  # > 0, <= 1: of learning\nseed: int | None = None  # >= 0: of clips\nname: str = ''  # <3: s"
+    lines = "rate: float = 1  # > 0, <= 1: of learning\nseed: int | None = None  # >= 0: of it\nname: str = ''  # <3: s"
     path = write_notebook(tmp_path, "01_first", lines)
     assert plan([str(path)], [("rate", "1e-9"), ("seed", "0")])[0].values == {"rate": 1e-9, "seed": 0, "name": ""}
     assert plan([str(path)], [("seed", "none")])[0].changed == {}
@@ -307,8 +307,10 @@ def test_a_page_holds_its_equations_and_loads_nothing(tmp_path, caplog):
     assert loaded[0]["src"].startswith("data:")
     assert not re.search(r"@import|url\(['\"]?http", "".join(tag.text for tag in page.select("style")))
     assert page.title.text == "The energy"
-    assert len(page.select("math")) == 5
-    assert len(page.select('math[display="block"] mtr')) == 2
+    assert len(page.select("math")) == 7
+    assert [len(equation.select("math")) for equation in page.select(".equation")] == [3, 1]
+    assert page.select_one(".equation").text == "E=∫|∇u|(1)"
+    assert len(page.select(".equation mtr")) == 2
     assert page.select_one("math").text == "a<b"
     assert page.text.count("$") == 7  # those of the text, its code and the output
     assert not caplog.records

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -394,7 +395,7 @@ BAD = {
 @pytest.fixture
 def time_limit():
     """Ends the run, with a traceback, where FFmpeg hangs: a signal's handler would wait for it."""
-    faulthandler.dump_traceback_later(30, exit=True)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 

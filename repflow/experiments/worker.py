@@ -46,7 +46,7 @@ def execute(source: str, target: str, parameters: dict[str, Any]) -> None:
 def _failing_line(traceback: list[str]) -> str:
     """The line of code that a traceback of IPython's points at: for an error without a message, all there is to say."""
     text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(traceback))
-    return [*re.findall(r"(?m)^-+> *\d+ +(.*)$", text), ""][-1]
+    return ["", *re.findall(r"(?m)^-+> *\d+ +(.*)$", text)][-1]
 
 
 def main() -> None:
