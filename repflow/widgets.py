@@ -61,8 +61,8 @@ def made_pair(name: str, size: int = _SIDE, seed: int = 0) -> Pair:
 def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None) -> widgets.Widget:
     """Sliders for `tvl1`'s parameters above its figure, on this pair, a made one (MADE) or frames of a video.
 
-    frame1, frame2: grey (H, W) in 0..255, any real dtype; with the true flow (2, H, W) the end-point error is told. It solves again
-    when a slider is let go. Colours and arrows keep their scale until another pair is chosen.
+    frame1, frame2: grey (H, W) in 0..255, any real dtype; with the true flow (2, H, W) the end-point error is told.
+    It solves again when a slider is let go. Colours and arrows keep their scale until another pair is chosen.
     """
     sliders = {name: make() for name, make in _SLIDERS.items()}
     pair = widgets.Dropdown(options=[_GIVEN, *MADE, _OWN], description="pair")

@@ -135,8 +135,9 @@ def test_other_counts_than_the_official_ones_are_told(tmp_path):
         (tmp_path / "wave_test_split2.txt").write_text("1.avi 1\n")
         assert HMDB51(tmp_path, 2, classes=["wave", "turn"], missing_ok=True).expected == 71
         assert HMDB51(tmp_path, 2, "unused", missing_ok=True).expected == 500
-    with pytest.warns(UserWarning, match="expected 3570 videos in the split files of fold 2, train, got 3501"):
+    with pytest.warns(UserWarning, match="expected 3570 videos in the split files of fold 2, train, got 3501") as seen:
         HMDB51(tmp_path, 2, missing_ok=True)
+    assert seen[0].filename == __file__
 
 
 # The archives

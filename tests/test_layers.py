@@ -17,6 +17,18 @@ def clips(rng, B=2, C=6, T=5, H=10, W=9, dtype=torch.float32):
     return torch.randn(B, C, T, H, W, generator=rng, dtype=dtype)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_numbers_may_be_numpys(layer, rng):
+    x, outputs = clips(rng), []
+    for whole in (int, np.int64):
+        torch.manual_seed(0)
+        outputs.append(layer(whole(6), bottleneck=whole(2), iterations=whole(3))(x))
+    assert torch.equal(*outputs)
+    for wrong in (True, 3.0, -1):
+        with pytest.raises(ValueError, match="iterations: expected a whole number >= 0"):
+            layer(6, iterations=wrong)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_golden_layer_of_february_2019(shared, dtype, tolerance):
     """In float64 by the reference engine, in float32 by the fast one."""

@@ -16,6 +16,7 @@ from torchvision.models import get_model_builder, get_weight
 from repflow import FlowOfFlow, tvl1
 from repflow.models import build_model, list_models
 from repflow.models.backbones import BACKBONES, build_backbone
+from repflow.models.cost import COSTS, count
 from repflow.models.flow_stack import FlowStack
 from repflow.models.motion_input import TVL1Flow
 from repflow.models.non_local import NonLocal
@@ -412,7 +413,7 @@ def test_dropout_is_for_training(rng):
 
 def test_the_table_of_systems():
     table = {entry["name"]: entry for entry in list_models()}
-    assert list(table) == list(SYSTEMS)
+    assert list(table) == list(SYSTEMS) == list(COSTS)
     with (Path(__file__).parents[1] / "results" / "paper.csv").open() as file:
         rows = [row["method"] for row in csv.DictReader(file)]
     papers = [entry["paper"] for entry in table.values() if entry["paper"]]
@@ -435,6 +436,15 @@ def test_costs_are_those_that_torchvision_publishes(name, entry, frames, pixels,
     assert table[name]["multiply_adds"] == pytest.approx(meta["_ops"] * 1e9 * clips, rel=5e-3)
     without_head = meta["num_params"] - (width + 1) * len(meta["categories"])
     assert table[name]["parameters"] - (width + 1) * 400 == without_head
+
+
+# Each takes a second or more: by default one of each kind that the two tests around do not check from outside.
+QUICK = "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "two_stream_i3d"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SYSTEMS])
+def test_stored_costs_are_what_is_counted(name):
+    assert count(name) == COSTS[name]
 
 
 def test_the_cost_of_a_flow_layer():

@@ -62,7 +62,7 @@ def test_the_version_is_one():
 
 def test_modules_import_downward_only():
     floors = (
-        ("solver", "spline", "files", "processes"),
+        ("arguments", "solver", "spline", "files", "processes"),
         ("tvl1", "layers", "tvnet", "official"),
         ("video", "data", "models"),
         ("figures", "training", "evaluation", "benchmark"),

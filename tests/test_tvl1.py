@@ -1,5 +1,7 @@
 """TV-L1 on images: against true flows, independent programs, symmetries, bad input."""
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -124,6 +126,30 @@ def test_warns_where_the_frames_look_like_0_to_1(recwarn):
     tvl1(np.zeros((20, 20), np.float32), np.zeros((20, 20), np.float32))
     tvl1(np.ones((20, 20), np.uint8), np.zeros((20, 20), np.uint8))
     assert not recwarn.list
+
+
+def test_the_warning_points_at_its_caller_and_comes_once_a_place():
+    frame = texture(20, 20) / 255
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            tvl1(frame, frame)
+        with torch.no_grad():
+            tvl1(frame, frame)
+    assert [warning.filename for warning in seen] == [__file__] * 4  # of each frame, at each of the two places
+    assert len({warning.lineno for warning in seen}) == 2
+
+
+def test_numbers_may_be_numpys():
+    frames = texture(40, 40), texture(40, 40, (1, 0))
+    whole = {"scales": 2, "warps": 2, "iterations": 4, "median": 5}
+    real = {"tau": 0.25, "lam": 0.125, "theta": 0.25, "zoom": 0.5, "epsilon": 0.0}  # exact in single precision
+    numpys = {name: np.int64(n) for name, n in whole.items()} | {name: np.float32(x) for name, x in real.items()}
+    assert torch.equal(tvl1(*frames, **numpys), tvl1(*frames, **whole, **real))
+    for name in whole:
+        for wrong in (True, np.bool_(True), 3.0, np.float32(3), "3", None):
+            with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
+                tvl1(*frames, **{name: wrong})
 
 
 @pytest.mark.parametrize(
