@@ -367,10 +367,11 @@ def trained(made, tmp_path_factory):
     """A function that trains a step on some classes with clips cut in some way, and gives the checkpoint."""
 
     def trained(name, classes=None, **cut):
-        clips = Clips(SyntheticMotion(made, classes=classes), 4, train=True, **cut)
+        source = SyntheticMotion(made, classes=classes)
+        clips = Clips(source, 4, train=True, **cut)
         recipe = Recipe(steps=1, batch=2, rate=0.1)
         folder = tmp_path_factory.mktemp("runs") / name
-        train("rgb_2d", clips, len(classes or clips.classes), recipe, folder=folder, backbone="tiny_2d")
+        train("rgb_2d", clips, len(source.classes), recipe, folder=folder, backbone="tiny_2d")
         return folder / "checkpoints" / "step-000000001.pt"
 
     return trained
