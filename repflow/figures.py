@@ -149,11 +149,21 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
 
 
 def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all. Viewers show at most 50 a second."""
-    images = (Image.fromarray(picture) for picture in pictures)
+    """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all.
+
+    `fps` is kept on the average, as GIF counts in 10 ms, between 50, the most that viewers show, and one in 10 s.
+    """
+    step = 100 / min(max(fps, 0.1), 50)
+
+    def timed() -> Iterator[Image.Image]:
+        for number, picture in enumerate(pictures):
+            image = Image.fromarray(picture)
+            image.info["duration"] = 10 * (round((number + 1) * step) - round(number * step))
+            yield image
+
+    images = timed()
     with beside(path) as folder:
-        delay = max(20, round(1000 / fps))
-        next(images).save(folder / "whole", "GIF", save_all=True, append_images=images, duration=delay, loop=0)
+        next(images).save(folder / "whole", "GIF", save_all=True, append_images=images, loop=0)
         (folder / "whole").replace(path)
 
 
@@ -211,11 +221,15 @@ def write_channels(
 
 
 def frame_and_flow(frame: np.ndarray, flow: np.ndarray, largest: float) -> np.ndarray:
-    """An RGB frame (H, W, 3) beside its flow (2, H, W) in colours, with the wheel in a corner: uint8 (H, 2W, 3)."""
+    """An RGB frame (H, W, 3) beside its flow (2, H, W) in colours: uint8 (H, 2W, 3), with the wheel in a corner.
+
+    Frames of less than 18 px have no room for it.
+    """
     colours = flow_to_rgb(flow, largest)
-    wheel = flow_wheel(max(min(frame.shape[:2]) // 6, 3))
-    corner = colours[-wheel.shape[0] :, -wheel.shape[1] :]
-    corner[wheel[..., 3] > 0] = wheel[wheel[..., 3] > 0, :3]
+    if (pixels := min(frame.shape[:2]) // 6) >= 3:
+        wheel = flow_wheel(pixels)
+        corner = colours[-pixels:, -pixels:]
+        corner[wheel[..., 3] > 0] = wheel[wheel[..., 3] > 0, :3]
     return np.concatenate([frame, colours], 1)
 
 

@@ -14,9 +14,20 @@ from repflow import tvl1
 from repflow.cli import main
 from repflow.data import SyntheticMotion
 from repflow.data.flow import narrowed
-from repflow.figures import bars, clip_strip, flow_panel, flow_scale, flow_to_rgb, flow_wheel, write_gif
+from repflow.figures import (
+    bars,
+    clip_strip,
+    flow_panel,
+    flow_scale,
+    flow_to_rgb,
+    flow_wheel,
+    write_flow_gif,
+    write_flow_mp4,
+    write_gif,
+    write_mp4,
+)
 from repflow.tvl1 import grey
-from repflow.video import read_clip
+from repflow.video import frame_rate, read_clip
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,35 @@ def test_gif_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError):
         write_gif(tmp_path / "b.gif", broken(), fps=10)
     assert os.listdir(tmp_path) == ["a.gif"]
+
+
+@pytest.mark.parametrize(
+    ("fps", "told"), [(10, 10), (24, 24), (25, 25), (30, 30), (30000 / 1001, 29.97), (60, 50), (1 / 3600, 0.1)]
+)
+def test_a_gif_plays_at_the_rate_it_was_given(tmp_path, fps, told):
+    write_gif(tmp_path / "a.gif", (np.full((4, 5, 3), v, np.uint8) for v in range(0, 240, 4)), fps)
+    with Image.open(tmp_path / "a.gif") as gif:
+        delays = [gif.seek(number) or gif.info["duration"] for number in range(gif.n_frames)]
+    assert len(delays) == 60
+    assert max(delays) - min(delays) <= 10
+    assert 60_000 / sum(delays) == pytest.approx(told, rel=0.003)
+
+
+@pytest.mark.parametrize("fps", [25.0, 30000 / 1001, 0.5, 1 / 3600])
+def test_an_mp4_keeps_its_rate(tmp_path, fps):
+    write_mp4(tmp_path / "a.mp4", (np.full((16, 16, 3), 10 * v, np.uint8) for v in range(4)), fps)
+    assert frame_rate(tmp_path / "a.mp4") == pytest.approx(fps)
+
+
+@pytest.mark.parametrize("size", [(1280, 8), (2, 64), (640, 2)])
+@pytest.mark.parametrize("write", [write_flow_gif, write_flow_mp4])
+def test_flow_of_narrow_and_flat_videos(tmp_path, size, write):
+    W, H = size
+    noise = np.random.default_rng(0).integers(0, 255, (3, H, W, 3), dtype=np.uint8)
+    write_gif(tmp_path / "v.gif", noise, fps=10)
+    write(tmp_path / "v.gif", tmp_path / "f.mp4", start=0, frames=None, stride=1)
+    W, H = (min(W, 320), max(1, round(H * min(W, 320) / W)))
+    assert read_clip(tmp_path / "f.mp4").shape == (2, H + (write is write_flow_mp4 and H % 2), 2 * W, 3)
 
 
 def test_flow_of_a_video_as_numbers(video, tmp_path):

@@ -127,8 +127,8 @@ def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
 
 
 def exact_rate(fps: float) -> Fraction:
-    """The fraction that a rate stands for: 29.97003 is 30000/1001."""
-    return Fraction(fps).limit_denominator(1001)
+    """The fraction that a rate stands for: 29.97003 is 30000/1001, and one frame an hour 1/3600."""
+    return 1 / exact_rate(1 / fps) if fps < 1 else Fraction(fps).limit_denominator(1001)
 
 
 def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
