@@ -15,13 +15,20 @@ KINDS = "hmdb51", "kinetics", "synthetic"
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list."""
+    """--data, --fold, --classes, --list, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
     add("--list", type=Path, metavar="FILE",
         help="Kinetics: an official CSV file or the 2019 release's JSON; HMDB51: lines 'video class'")  # fmt: skip
+    add_quarantine(parser)
+
+
+def add_quarantine(parser: argparse.ArgumentParser) -> None:
+    """--quarantine."""
+    parser.add_argument("--quarantine", type=Path, metavar="FILE", help="leave out the videos of this list, or of the "
+        "folder that data check --out wrote into (default: ROOT/quarantine.txt, if there)")  # fmt: skip
 
 
 def open_dataset(arguments: argparse.Namespace, subset: str) -> "Listed":
@@ -38,13 +45,16 @@ def open_dataset(arguments: argparse.Namespace, subset: str) -> "Listed":
     if kind not in KINDS:
         raise UsageError(f"--data {kind}: expected one of {', '.join(KINDS)}, and then the folder")
     classes = read_classes(arguments.classes) if arguments.classes else None
+    bad = arguments.quarantine
     if kind == "kinetics":
-        return Kinetics(root, "val" if subset == "test" else subset, csv=arguments.list, classes=classes)
+        return Kinetics(
+            root, "val" if subset == "test" else subset, csv=arguments.list, classes=classes, quarantine=bad
+        )
     if kind == "hmdb51":
-        return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True)
+        return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True, quarantine=bad)
     if arguments.list:
         raise UsageError("--list: SyntheticMotion has its own lists")
-    return SyntheticMotion(root, subset, classes)
+    return SyntheticMotion(root, subset, classes, quarantine=bad)
 
 
 def add_clips(parser: argparse.ArgumentParser) -> None:
