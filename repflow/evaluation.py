@@ -3,10 +3,12 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +57,16 @@ class Predictions:
         return np.isfinite(self.probabilities).all(1)
 
     def hits(self, k: int) -> np.ndarray:
-        """Of every evaluated video, whether its class is among the k most probable ones. Ties count against it."""
+        """Of every evaluated video, whether its class is among the k most probable ones; see `hits`."""
         there = self.evaluated
-        probabilities, labels = self.probabilities[there], self.labels[there]
-        own = np.take_along_axis(probabilities, labels[:, None], 1)
-        return (probabilities >= own).sum(1) <= k
+        return hits(self.probabilities[there], self.labels[there], k)
+
+    def taken_for(self) -> np.ndarray:
+        """Of every evaluated video, the most probable class; where its own shares that place, another one."""
+        there = self.evaluated
+        labels, rivals = self.labels[there], self.probabilities[there]
+        rivals[np.arange(len(labels)), labels] = -np.inf
+        return np.where(self.hits(1), labels, rivals.argmax(1))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file, whole or not at all."""
@@ -94,6 +101,29 @@ class Predictions:
             raise OSError(f"{os.fspath(path)!r}: expected predictions by `repflow evaluate`, got {error}") from error
 
 
+def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """Whether each label is among the k best of its row of scores (N, classes), (N,) of bool.
+
+    A tie counts against the label: a model that gives all classes the same score knows nothing.
+    """
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    return (scores >= own).sum(1) <= k
+
+
+def check_classes(first: Sequence[str], second: Sequence[str], whose: str) -> None:
+    """Raise ValueError, which shows both, where two lists of class names are not the same in the same order."""
+    first, second = list(first), list(second)
+    if first == second:
+        return
+    same = [a == b for a, b in zip(first, second, strict=False)]
+    label = [*same, False].index(False)
+    shown = " and ".join(
+        f"{len(names)} with {f'{names[label]!r} as label {label}' if label < len(names) else f'no label {label}'}"
+        for names in (first, second)
+    )
+    raise ValueError(f"{whose}: expected the same classes in the same order, got {shown}")
+
+
 def evaluate(model: nn.Module, clips: Clips, source: Listed, batch: int = 32, workers: int = 0) -> Predictions:
     """Predictions of `model` for every video of `source`, a data set whose `clips` (usually `Views`) these are.
 
@@ -113,35 +143,20 @@ def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -
     """Scores (videos, num_classes), float32, in the data set's order: of `Clips` as the model has them, of `Views` the
     mean of their softmax. Nothing replaces a video that cannot be read: its scores are NaN.
 
-    The model is set to eval mode and runs on a GPU where there is one. `batch` counts clips. In a process group
-    (torchrun) every process takes its share of the videos, each video once, and all get all scores. Raises VideoError
-    where no video can be read, or where one ends the process that reads it.
+    The model is set to eval mode and runs on a GPU where there is one. `batch`: clips at once, a video's views too. In
+    a process group (torchrun, SLURM) every process takes its share of the videos, each video once, and all get all
+    scores; where one fails, all raise. Raises VideoError where no video can be read, or where one ends the process that
+    reads it; ValueError for scores that are not finite, or clips of several sizes.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    loader = DataLoader(
-        _Readable(clips),
-        max(1, batch // clips.views),
-        sampler=range(rank, len(clips), world),
-        num_workers=workers,
-        collate_fn=_collate,
-    )
-    model.to(device).eval()
-    results = []
+    results, failure = [], None
     try:
-        with torch.inference_mode():
-            for item in tqdm(loader, desc="predicting", leave=False, disable=rank > 0):
-                if item is not None:
-                    indices, inputs = item
-                    results.append((indices, _scores(model, inputs, device).float().cpu()))
-    except RuntimeError as error:
-        name_the_video(error, clips)
-        raise
-    for indices, scores in results:
-        if not scores.isfinite().all():
-            bad = clips.samples[int(indices[~scores.isfinite().all(1)][0])][0]
-            raise ValueError(f"the model's scores for {os.fspath(bad)!r} are not finite; its weights are not usable")
-    results = _gathered(results, world)
+        results = _share(model, clips, batch, workers, rank, world)
+    except Exception as error:  # raised when the others know of it: they would wait for this process's results
+        if world == 1:
+            raise
+        failure = error
+    results = _gathered(results, failure, world)
     if not results:
         raise VideoError(f"none of {len(clips)} videos can be read; check them")
     indices, values = (torch.cat(part) for part in zip(*results, strict=True))
@@ -150,9 +165,42 @@ def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -
     return scores.numpy()
 
 
+def _share(
+    model: nn.Module, clips: Clips, batch: int, workers: int, rank: int, world: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Indices and scores of this process's part of the videos."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    loader = DataLoader(
+        _Readable(clips),
+        max(1, batch // clips.views),
+        sampler=range(rank, len(clips), world),
+        num_workers=workers,
+        collate_fn=partial(_collate, clips),
+    )
+    model.to(device).eval()
+    results = []
+    try:
+        with torch.inference_mode():
+            for item in tqdm(loader, desc="predicting", leave=False, disable=rank > 0):
+                if item is not None:
+                    indices, inputs = item
+                    results.append((indices, _scores(model, inputs, batch, device).float().cpu()))
+    except RuntimeError as error:
+        name_the_video(error, clips)
+        raise
+    for indices, scores in results:
+        if not scores.isfinite().all():
+            bad = clips.samples[int(indices[~scores.isfinite().all(1)][0])][0]
+            raise ValueError(f"the model's scores for {os.fspath(bad)!r} are not finite; its weights are not usable")
+    return results
+
+
 @contextmanager
 def process_group() -> Iterator[bool]:
-    """Joins the processes that torchrun started, if it did. Yields whether this one is the first, which writes."""
+    """Joins the processes that torchrun or srun started, if one did. Yields whether this one is the first, which
+    writes."""
+    if "WORLD_SIZE" not in os.environ and "SLURM_NTASKS" in os.environ:
+        os.environ |= _places_by_slurm()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
@@ -163,6 +211,21 @@ def process_group() -> Iterator[bool]:
         yield dist.get_rank() == 0
     finally:
         dist.destroy_process_group()
+
+
+def _places_by_slurm() -> dict[str, str]:
+    """What torchrun would tell this process, from what srun told it; nothing where srun did not start it."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    if not SLURMEnvironment.detect():
+        return {}
+    told = {"WORLD_SIZE": "SLURM_NTASKS", "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+    host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    number = sum(int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))  # steps run side by side
+    address = {"MASTER_ADDR": host, "MASTER_PORT": str(15_000 + number % 10_000)}
+    return {name: os.environ[slurm] for name, slurm in told.items()} | {
+        name: os.environ.get(name, value) for name, value in address.items()
+    }
 
 
 def fuse(parts: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
@@ -176,7 +239,8 @@ def fuse(parts: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
         raise ValueError(f"weights: expected {len(parts)} numbers > 0, got {list(weights)}")
     first = parts[0]
     for part in parts[1:]:
-        if part.videos != first.videos or part.classes != first.classes or (part.labels != first.labels).any():
+        check_classes(first.classes, part.classes, "predictions to fuse")
+        if part.videos != first.videos or (part.labels != first.labels).any():
             raise ValueError("expected predictions for the same videos, labels and classes in the same order")
     shares = np.asarray(weights, np.float32) / sum(weights)
     total = sum(share * part.probabilities for share, part in zip(shares, parts, strict=True))
@@ -203,10 +267,10 @@ def measures(predictions: Predictions, seed: int = 0) -> dict[str, float | int]:
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """How often a video of class i was taken for class j: (classes, classes) of int."""
+    """How often a video of class i was taken for class j: (classes, classes) of int. A tie is taken for another."""
     there = predictions.evaluated
     counts = np.zeros((len(predictions.classes),) * 2, int)
-    np.add.at(counts, (predictions.labels[there], predictions.probabilities[there].argmax(1)), 1)
+    np.add.at(counts, (predictions.labels[there], predictions.taken_for()), 1)
     return counts
 
 
@@ -231,9 +295,18 @@ def per_class(predictions: Predictions) -> list[dict[str, str | int | float | No
 
 
 def folds(parts: Sequence[Predictions]) -> dict[str, float | int]:
-    """The mean of several folds' measures; counts are summed. Raises ValueError for other classes in one of them."""
-    if any(part.classes != parts[0].classes for part in parts):
-        raise ValueError("expected folds of the same classes")
+    """The mean of several folds' measures; counts are summed.
+
+    Raises ValueError for other classes in one of them, and for the same videos in two.
+    """
+    for i, part in enumerate(parts):
+        check_classes(parts[0].classes, part.classes, "folds")
+        for j, other in enumerate(parts[:i]):
+            if set(part.videos) == set(other.videos):
+                raise ValueError(
+                    f"folds: expected other videos in each, got the same {len(part.videos)} in number {j + 1} and "
+                    f"{i + 1}; give each fold once, or weights to fuse several models' predictions"
+                )
     each = [measures(part) for part in parts]
     mean = {f"top{k}": float(np.mean([fold[f"top{k}"] for fold in each])) for k in (1, 5)}
     return mean | {name: sum(fold[name] for fold in each) for name in ("evaluated", "expected")} | {"folds": len(each)}
@@ -254,8 +327,14 @@ def write_evaluation(predictions: Predictions, folder: Path, facts: dict[str, ob
         for name, line in zip(columns, confusion(predictions), strict=True)
     ]
     write_csv(folder / "confusion.csv", rows)
-    write_whole(folder / "metrics.json", f"{json.dumps(found | facts, indent=2, default=str)}\n".encode())
+    write_metrics(folder, found | facts)
     return found
+
+
+def write_metrics(folder: Path, found: dict[str, object]) -> None:
+    """Write metrics.json to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "metrics.json", f"{json.dumps(found, indent=2, default=str)}\n".encode())
 
 
 def name_the_video(error: RuntimeError, clips: Clips) -> None:
@@ -264,6 +343,12 @@ def name_the_video(error: RuntimeError, clips: Clips) -> None:
         raise VideoError(
             f"the process that read {' or '.join(map(repr, names))} died; leave the file out, or read it by itself"
         ) from error
+
+
+def _collate(clips: Clips, items: list[tuple[int, Inputs] | None]) -> list | None:
+    there = [item for item in items if item is not None]
+    check_sizes(clips, there)
+    return default_collate(there) if there else None
 
 
 class _Readable(Dataset[tuple[int, Inputs] | None]):
@@ -283,23 +368,42 @@ class _Readable(Dataset[tuple[int, Inputs] | None]):
             return None
 
 
-def _collate(items: list[tuple[int, Inputs] | None]) -> list | None:
-    return default_collate(there) if (there := [item for item in items if item is not None]) else None
+def check_sizes(clips: Clips, items: Iterable[tuple[int, Inputs]]) -> None:
+    """Raise ValueError where clips of a batch, given by index, differ in height or width."""
+    sizes: dict[tuple[int, ...], int] = {}
+    for index, inputs in items:
+        clip = inputs if isinstance(inputs, Tensor) else inputs[0]
+        sizes.setdefault(tuple(clip.shape[-2:]), index)
+    if len(sizes) > 1:
+        (first, i), (other, j) = list(sizes.items())[:2]
+        raise ValueError(
+            f"clips of a batch must have one size, but {os.fspath(clips.samples[i][0])!r} gives {first[0]}×{first[1]} "
+            f"and {os.fspath(clips.samples[j][0])!r} {other[0]}×{other[1]} (height × width); take a crop (train: --set "
+            "crop=PX, evaluate: --crop PX), or a batch of 1"
+        )
 
 
-def _scores(model: nn.Module, inputs: Tensor | list[Tensor], device: torch.device) -> Tensor:
+def _scores(model: nn.Module, inputs: Tensor | list[Tensor], batch: int, device: torch.device) -> Tensor:
     """Scores of a batch of clips; of several views the mean of their softmax."""
-    parts = [part.to(device) for part in inputs_of(model, inputs)]
+    parts = inputs_of(model, inputs)
     if parts[0].ndim == 5:
-        return model(*parts)
-    scores = model(*(views.flatten(0, 1) for views in parts)).softmax(-1)
+        return model(*(part.to(device) for part in parts))
+    chunks = zip(*(views.flatten(0, 1).split(batch) for views in parts), strict=True)
+    scores = torch.cat([model(*(part.to(device) for part in chunk)).softmax(-1) for chunk in chunks])
     return scores.unflatten(0, parts[0].shape[:2]).mean(1)
 
 
-def _gathered(results: list[tuple[Tensor, Tensor]], world: int) -> list[tuple[Tensor, Tensor]]:
-    """Every process's results, in every process."""
+def _gathered(
+    results: list[tuple[Tensor, Tensor]], failure: Exception | None, world: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Every process's results, in every process. Raises this process's failure, or ValueError with another's."""
     if world == 1:
         return results
-    everyone: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world)]
-    dist.all_gather_object(everyone, results)
-    return [result for process in everyone for result in process]
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, (results, failure and f"{type(failure).__name__}: {failure}"))
+    if failure:
+        raise failure
+    for rank, (_, told) in enumerate(everyone):
+        if told:
+            raise ValueError(f"process {rank} of {world} failed: {told}")
+    return [result for part, _ in everyone for result in part]

@@ -1,6 +1,9 @@
 """Files that appear whole or not at all, and tables as files and text."""
 
 import csv
+import errno
+import fcntl
+import io
 import os
 import secrets
 import shutil
@@ -68,10 +71,34 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     with beside(path) as folder:
         whole = folder / path.name
         with whole.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(rows[0])
-            writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+            csv.writer(file, lineterminator="\n").writerows([rows[0], *map(_fields, rows)])
         whole.replace(path)
+
+
+def append_csv(path: Path, row: Row) -> None:
+    """Add a row to a table, made where there is none, as `write_csv` would write it.
+
+    Processes that do so at once take turns. Raises ValueError for a table of other columns, which stays as it is.
+    """
+    with path.open("ab+", buffering=0) as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        file.seek(0)
+        earlier = file.read()
+        text = earlier.decode()
+        columns = next(csv.reader(text.splitlines()), [])
+        if columns and columns != list(row):
+            raise ValueError(f"{path}: expected the columns {', '.join(row)}, found {', '.join(columns)}")
+        line = io.StringIO("" if text.endswith("\n") or not text else "\n")
+        line.seek(0, io.SEEK_END)
+        csv.writer(line, lineterminator="\n").writerows([_fields(row)] if columns else [row, _fields(row)])
+        new = line.getvalue().encode()
+        if file.write(new) < len(new):  # a full disk takes a part
+            file.truncate(len(earlier))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _fields(row: Row) -> list[object]:
+    return [f"{value:.6g}" if isinstance(value, float) else value for value in row.values()]
 
 
 def text_table(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repflow.arguments import whole_number
 from repflow.solver import HALF, Kernels, classical_kernels, image_gradient, solve
 
 # What can be learned. The paper's best set leaves the image gradient fixed.
@@ -81,7 +82,7 @@ class ClipFlow(nn.Module):
         super().__init__()
         if unknown := sorted(set(learn) - set(LEARNABLE)):
             raise ValueError(f"learn: expected names among {', '.join(LEARNABLE)}; got {', '.join(unknown)}")
-        self.iterations, self.engine = iterations, engine
+        self.iterations, self.engine = whole_number("iterations", iterations, 0), engine
         values = {"tau": torch.tensor(0.25), "lam": torch.tensor(0.15), "theta": torch.tensor(0.3)}
         for name, kernel in classical_kernels()._asdict().items():
             values[name] = kernel.repeat(1, channels, 1)

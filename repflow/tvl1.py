@@ -1,12 +1,11 @@
 """TV-L1 optical flow of images: pyramid, warping and median filter around `solver.solve`."""
 
-import warnings
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repflow.arguments import warn, whole_number
 from repflow.solver import solve
 from repflow.spline import CubicSpline
 
@@ -49,7 +48,13 @@ def tvl1(
     flow points out of frame 2 there is no data term. Not differentiable; `representation_flow` is.
     Raises ValueError for frames that differ in size, hold NaN or infinity, or for numbers out of range.
     """
-    _check(scales, zoom, warps, median)
+    scales, warps, median = (
+        whole_number(name, value, 1) for name, value in (("scales", scales), ("warps", warps), ("median", median))
+    )
+    if not 0 < zoom < 1:
+        raise ValueError(f"zoom: expected a number between 0 and 1, got {zoom!r}")
+    if median % 2 == 0:
+        raise ValueError(f"median: expected an odd number, 1 for no filter, got {median}")
     frame1, frame2 = _frames(frame1, "frame1"), _frames(frame2, "frame2")
     if frame1.shape != frame2.shape or frame1.device != frame2.device:
         raise ValueError(
@@ -89,16 +94,6 @@ def grey(frames: np.ndarray) -> np.ndarray:
     return frames @ np.array(LUMA, np.float32)
 
 
-def _check(scales: int, zoom: float, warps: int, median: int) -> None:
-    for name, value in (("scales", scales), ("warps", warps)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
-    if not 0 < zoom < 1:
-        raise ValueError(f"zoom: expected a number between 0 and 1, got {zoom!r}")
-    if not isinstance(median, int) or median < 1 or median % 2 == 0:
-        raise ValueError(f"median: expected an odd whole number, 1 for no filter, got {median!r}")
-
-
 def _frames(frame: Tensor | np.ndarray, name: str) -> Tensor:
     if not isinstance(frame, Tensor):  # a copy, since PyTorch takes no negative strides and no read-only memory
         frame = torch.from_numpy(np.array(frame, order="C"))
@@ -110,10 +105,7 @@ def _frames(frame: Tensor | np.ndarray, name: str) -> Tensor:
     if not frame.isfinite().all():
         raise ValueError(f"{name}: holds NaN or infinity; replace those pixels first")
     if floating and frame.numel() and 0 <= frame.min() < frame.max() <= 1:
-        warnings.warn(
-            f"{name} stays within 0..1; lam means grey levels in 0..255: multiply the frames by 255",
-            stacklevel=3,
-        )
+        warn(f"{name} stays within 0..1; lam means grey levels in 0..255: multiply the frames by 255")
     return frame
 
 

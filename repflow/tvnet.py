@@ -5,12 +5,12 @@ Fan, Huang, Gan, Ermon, Gong and Huang, "End-to-end learning of motion represent
 """
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repflow.arguments import warn, whole_number
 from repflow.layers import scale_clips
 from repflow.solver import classical_kernels, image_gradient, solve
 from repflow.solver.reference import TINY
@@ -24,7 +24,7 @@ GAUSSIAN = (0.219833, 0.110656, 0.01386), (0.110656, 0.0557, 0.006976), (0.01386
 class TVNet(nn.Module):
     """Flow between two frames: grey, scaled and smoothed, then TV-L1 over a pyramid of images.
 
-    frame1, frame2: RGB, (B, 3, H, W) each, values in 0..255, floating point or uint8. Each pair is scaled to 0..255
+    frame1, frame2: RGB, (B, 3, H, W) each, values in 0..255, any real dtype. Each pair is scaled to 0..255
     by itself, so no pair's flow depends on its batch mates; a constant pair has zero flow.
     Returns (B, 2, H, W): u (to the right) and v (down), pixels per frame, in the frames' floating-point type (half
     precision is computed in float32). Grey levels are whole numbers, rounded down; frames that need a gradient get
@@ -57,16 +57,15 @@ class TVNet(nn.Module):
         engine: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("scales", scales), ("warps", warps), ("iterations", iterations)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
-        self.scales, self.warps, self.iterations = scales, warps, iterations
+        self.scales, self.warps = whole_number("scales", scales, 1), whole_number("warps", warps, 1)
+        self.iterations = whole_number("iterations", iterations, 1)
         self.tau, self.lam, self.theta = tau, lam, theta
-        self.size, self.engine = size and tuple(size), engine
+        self.size = None if size is None else tuple(whole_number("size", side, 1) for side in size)
+        self.engine = engine
         for name in LEARNED:
             kernel = getattr(classical_kernels(), name)
-            self.register_parameter(name, nn.Parameter(kernel.repeat(iterations, 1, 1)))
-        start = nn.Parameter(torch.zeros(2, *_pyramid(*size, scales)[0])) if size else None
+            self.register_parameter(name, nn.Parameter(kernel.repeat(self.iterations, 1, 1)))
+        start = nn.Parameter(torch.zeros(2, *_pyramid(*self.size, self.scales)[0])) if self.size else None
         self.register_parameter("initial_flow", start)
         self._range_known = False
 
@@ -133,19 +132,17 @@ class TVNet(nn.Module):
                 "expected two RGB frames (B, 3, H, W) of one shape, type and device, got "
                 + " and ".join(f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds)
             )
-        if not (frame1.is_floating_point() or frame1.dtype == torch.uint8):
-            raise ValueError(f"expected floating-point or uint8 frames, got {frame1.dtype}; convert them first")
+        if frame1.is_complex():
+            raise ValueError(f"expected real frames, got {frame1.dtype}; convert them first")
         if self.size and frame1.shape[2:] != self.size:
             raise ValueError(f"expected frames of the size {self.size} that was given, got {tuple(frame1.shape[2:])}")
         # Only the first frames, since a look at values makes a GPU wait. Compiled code doesn't look.
         if not (self._range_known or torch.compiler.is_compiling() or frame1.numel() == 0):
             self._range_known = True
-            low, high = torch.stack([frame1, frame2]).aminmax()
+            # Detached, since a checkpoint counts what is kept for gradients, in both of its passes.
+            low, high = torch.stack([frame1.detach(), frame2.detach()]).aminmax()
             if frame1.is_floating_point() and 0 <= low < high <= 1:
-                warnings.warn(
-                    "the frames stay within 0..1, where grey levels are rounded down to 0: multiply them by 255",
-                    stacklevel=5,  # who called the module
-                )
+                warn("the frames stay within 0..1, where grey levels are rounded down to 0: multiply them by 255")
 
 
 def _prepare(frame1: Tensor, frame2: Tensor) -> tuple[Tensor, Tensor]:

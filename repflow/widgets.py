@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import chain
 from time import perf_counter
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def made_pair(name: str, size: int = _SIDE, seed: int = 0) -> Pair:
 def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None) -> widgets.Widget:
     """Sliders for `tvl1`'s parameters above its figure, on this pair, a made one (MADE) or frames of a video.
 
-    frame1, frame2: grey (H, W) in 0..255; with the true flow (2, H, W) the end-point error is told. It solves again
+    frame1, frame2: grey (H, W) in 0..255, any real dtype; with the true flow (2, H, W) the end-point error is told. It solves again
     when a slider is let go. Colours and arrows keep their scale until another pair is chosen.
     """
     sliders = {name: make() for name, make in _SLIDERS.items()}
@@ -77,6 +78,8 @@ def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | Non
             chosen = Pair(frame1, frame2, true)
         elif pair.value == _OWN:
             source = bytes(upload.value[0]["content"]) if upload.value else path.value
+            if not source:
+                raise ValueError("choose a video with “upload”, or type the path of one")
             chosen = Pair(*grey(np.stack([narrowed(f, _SIDE) for f in read_clip(source, frame.value, 2)])))
         else:
             chosen = made_pair(pair.value)
@@ -93,8 +96,7 @@ def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | Non
     _on_change([pair, path, upload, frame], load, message)
     load()
     columns = list(sliders.values())
-    rows = [widgets.HBox([pair, frame, path, upload]), *(widgets.HBox(columns[i : i + 3]) for i in (0, 3))]
-    return _panel(rows, message, picture)
+    return _panel([[pair, frame, path, upload], columns[:3], columns[3:]], message, picture)
 
 
 def tvl1_figure(
@@ -131,7 +133,7 @@ def channel_explorer(model: nn.Module, clip: Tensor) -> widgets.Widget:
     _on_change([channel, time], show, message)
     _on_change([layer], load, message)
     load()
-    return _panel([widgets.HBox([layer, channel, time])], message, picture)
+    return _panel([[layer, channel, time]], message, picture)
 
 
 def channel_figure(model: nn.Module, clip: Tensor, layer: int = 0, channel: int = 0, time: int = 0) -> Figure:
@@ -173,7 +175,9 @@ class _TVL1View(_View):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
-        self.pair, self.spline = pair, CubicSpline(torch.as_tensor(pair.frame2, dtype=torch.float32)[None, None])
+        frames = (np.asarray(frame, np.float32) for frame in pair[:2])  # differences of bytes would wrap
+        self.pair = pair = Pair(*frames, pair.true)
+        self.spline = CubicSpline(torch.as_tensor(pair.frame2)[None, None])
         found = tvl1(pair.frame1, pair.frame2).numpy()  # where this compiles, it does so before anything is timed
         reference = found if pair.true is None else pair.true
         self.largest = flow_scale(reference)
@@ -187,7 +191,7 @@ class _TVL1View(_View):
         self.figure.colorbar(difference, ax=left, label="grey levels")
         (self.falls,) = energy.plot([], [], "o-", color=COLOURS[0], label="iterating from rest")
         self.reached = energy.axhline(0, color=COLOURS[1], linestyle="--", label="the flow shown")
-        energy.set(xscale="log", xlim=(0.9, 110), ylim=(0, 120), title="energy, linearised at the flow shown")
+        energy.set(xscale="log", ylim=(0, 120), title="energy, linearised at the flow shown")
         energy.set(xlabel="inner iterations", ylabel="energy (% of that at rest)")
         energy.grid(alpha=0.3)
         energy.legend(loc="upper right", fontsize="small")
@@ -201,8 +205,11 @@ class _TVL1View(_View):
                 *colours.child_axes,
                 difference,
                 self.left,
+                energy.xaxis,
+                energy.yaxis,
                 self.falls,
                 self.reached,
+                energy.get_legend(),
                 self.title,
             ]
         )
@@ -218,7 +225,7 @@ class _TVL1View(_View):
         self.arrows.set_UVC(*seen[:, *self.arrows.XY.T[::-1].astype(int)])
         self.colours.set_data(flow_to_rgb(seen, self.largest))
         warped, grad, inside = self.spline.warp(flow[:, None, None])
-        first = torch.as_tensor(self.pair.frame1, dtype=torch.float32)
+        first = torch.as_tensor(self.pair.frame1)
         after = (warped[0, 0] - first).abs().numpy()
         self.difference.set_data(after)
         self.left.set_text(f"|frame 2 − frame 1|: mean {self.before.mean():.2f}, warped {after.mean():.2f}")
@@ -227,6 +234,9 @@ class _TVL1View(_View):
         steps, falling, reached = _energies(rho_c, grad, flow[:, None, None], parameters)
         self.falls.set_data(steps, falling)
         self.reached.set_ydata([reached, reached])
+        low, high = min(*falling, reached), max(*falling, reached)
+        margin = max(0.1 * (high - low), 1)
+        self.falls.axes.set(xlim=(0.9, max(1.1 * steps[-1], 11)), ylim=(low - margin, high + margin))
 
 
 def _energies(
@@ -324,17 +334,21 @@ def _pictures(clip: Tensor) -> np.ndarray:
 
 
 def _picture() -> widgets.Image:
-    return widgets.Image(format="png", layout=widgets.Layout(height="560px", width="768px", flex="0 0 auto"))
+    """As wide as the page lets it be; its attributes tell the browser its proportions before it comes."""
+    layout = widgets.Layout(width="100%", max_width="768px", height="auto", flex="0 0 auto")
+    return widgets.Image(format="png", width=768, height=560, layout=layout)
 
 
 def _message() -> widgets.HTML:
-    return widgets.HTML(layout=widgets.Layout(height="2em", flex="0 0 auto"))
+    return widgets.HTML(layout=widgets.Layout(min_height="2em", flex="0 0 auto"))
 
 
-def _panel(rows: Sequence[widgets.Widget], message: widgets.HTML, picture: widgets.Image) -> widgets.Widget:
-    """All below each other, always as high: nothing jumps when the picture comes."""
-    height = f"{40 * len(rows) + 620}px"
-    return widgets.VBox([*rows, message, picture], layout=widgets.Layout(height=height, overflow="hidden"))
+def _panel(rows: Sequence[Sequence[widgets.Widget]], message: widgets.HTML, picture: widgets.Image) -> widgets.Widget:
+    """Rows of controls, which wrap where the page is narrow, above message and picture."""
+    for control in chain(*rows):
+        control.layout.max_width = "100%"
+    boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap", flex="0 0 auto")) for row in rows]
+    return widgets.VBox([*boxes, message, picture])
 
 
 def _on_change(sources: Sequence[widgets.Widget], work: Callable[[], None], message: widgets.HTML) -> None:

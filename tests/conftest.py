@@ -1,10 +1,22 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 OUTSIDE = Path(os.environ.get("REPFLOW_TEST_DATA", Path(__file__).parents[2] / "shared"))
+
+PATIENCE = 600  # seconds: ends a hang, and is no limit for any machine that works
+
+
+def wait_for(condition, process):
+    """Return once the condition holds; fail where the process ends before."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < until, "it hangs"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

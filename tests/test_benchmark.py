@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from PIL import Image
 
 from repflow import tvl1
@@ -254,9 +254,8 @@ def test_ctrl_c_leaves_no_file(tmp_path, phase, repeats):
         seen = b""
         while phase not in seen:
             seen += os.read(process.stderr.fileno(), 1000) or pytest.fail(seen.decode())
-        time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     assert not list(tmp_path.iterdir())

@@ -4,11 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PATIENCE, wait_for
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 import repflow
@@ -49,6 +49,29 @@ def test_the_parser_refuses_with_2(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: repflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["evaluate", "--bogus"], "evaluate"),
+        (["data", "check", "ROOT", "--bogus"], "data check"),
+        (["bench", "solver", "--bogus", "3"], "bench solver"),
+        (["data", "--bogus", "check", "ROOT"], "data"),
+    ],
+)
+def test_unknown_options_show_the_usage_of_their_command(arguments, command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: repflow {command} [-h]")
+    assert f"repflow {command}: error: unrecognized arguments: --bogus" in error
+
+
+@pytest.mark.parametrize("option", ["--channels", "--layer"])
+def test_options_of_the_flow_inside_a_model_need_one(option, tmp_path, capsys):
+    assert main(["flow", "a.avi", "--out", str(tmp_path / "a.gif"), option, "0"]) == 2
+    assert f"{option}: is of the flow inside a trained model; name it: --checkpoint" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -102,21 +125,19 @@ def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
     pids = tmp_path / "pids"
     command = [*REPFLOW, "run", waiting, never, "-p", "pids", str(pids), "--out", str(tmp_path / "runs")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        limit = time.monotonic() + 60
-        while not pids.exists() and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
+        wait_for(pids.exists, process)
         started = json.loads(pids.read_text())
         assert all(map(alive, started))
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_for(lambda: not alive(started[0]), process)  # the first has come, and is at work
         process.send_signal(signal.SIGTERM)  # an impatient second one must not break the cleaning up
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert not any(map(alive, started))
     assert "Traceback" not in stderr
     (out,) = (tmp_path / "runs").iterdir()
     assert not out.name.startswith(".")
-    names = ["01_wait.html", "01_wait.ipynb", "01_wait.metrics.json", "api.html", "index.html", "results.html"]
+    names = ["01_wait.html", "01_wait.ipynb", "01_wait.metrics.json", "api.html", "index.html"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "begun" in (out / "01_wait.html").read_text()
     assert "Not run: 02_never" in (out / "index.html").read_text()
@@ -131,11 +152,16 @@ def test_a_data_set_is_made_checked_and_its_flow_extracted(tmp_path, capsys):
     bad.write_bytes(b"no video")
     assert main(["data", "check", str(root), "--workers", "1"]) == 1
     assert "left/left_test_0000.avi" in capsys.readouterr().out
-    left = HMDB51(root, subset="test", classes=["left"])
-    assert (left.samples, left.expected, len(left.quarantined)) == ([], 1, 1)
+    data = HMDB51(root, subset="test")
+    assert (len(data), data.expected, data.quarantined) == (11, 12, ["left/left_test_0000.avi"])
+    (root / "quarantine.txt").rename(tmp_path / "quarantine.txt")
+    for name in (tmp_path, tmp_path / "quarantine.txt"):
+        assert main(["data", "extract-flow", str(root), "--workers", "1", "--quarantine", str(name)]) == 0
+    assert not (tmp_path / "set-flow" / "left" / "left_test_0000.avi.mkv").exists()
+    assert main(["data", "check", str(root), "--workers", "1", "--out", str(tmp_path)]) == 1
+    assert f"--quarantine {tmp_path}" in capsys.readouterr().out
     assert main(["data", "extract-flow", str(root), "--workers", "1"]) == 1
-    stdout = capsys.readouterr().out
-    assert "left_test_0000.avi" in stdout
+    assert "left_test_0000.avi" in capsys.readouterr().out
     videos, flows = (sorted(folder.rglob(ending)) for folder, ending in ((root, "*.avi"), (tmp_path, "*.avi.mkv")))
     assert len(flows) == len(videos) - 1
 

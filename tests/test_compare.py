@@ -1,4 +1,5 @@
 import argparse
+import multiprocessing
 
 import pytest
 
@@ -44,6 +45,26 @@ def test_a_result_is_appended_with_machine_and_versions(file):
     assert row | numbers | counts | versions == row
     assert other["fold"] == "2"
     assert not [path for path in file.parent.iterdir() if path != file]
+
+
+def test_results_that_come_together_are_all_kept(file):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["repflow.experiments.compare"])
+    together = context.Barrier(8)
+    jobs = [context.Process(target=add_after, args=(together, file, seed)) for seed in range(8)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0] * 8
+    assert {row["seed"] for row in read_csv(file)} == {str(seed) for seed in range(80)}
+    assert len(read_csv(file)) == 80
+
+
+def add_after(together, file, seed):
+    together.wait()
+    for i in range(10):
+        add_result(file, measures(70.0), **RUN | {"seed": seed + 8 * i})
 
 
 @pytest.mark.parametrize(

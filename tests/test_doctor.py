@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import PATIENCE
 
 import repflow
 from repflow import benchmark
@@ -251,7 +252,7 @@ def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken):
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1

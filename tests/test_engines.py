@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader, Dataset
 
 import repflow
@@ -291,6 +294,85 @@ def grads_of(layer, clip):
     return torch.autograd.grad(layer(clip).square().sum(), list(layer.parameters()))
 
 
+def backward(loss, wanted, **options):
+    """`torch.autograd.grad` for reentrant checkpoints, which refuse it."""
+    for leaf in wanted:
+        leaf.grad = None
+    loss.backward(**options)
+    return [leaf.grad for leaf in wanted]
+
+
+def check_checkpoints(engine):
+    """Thrown away and computed again, in whatever way PyTorch offers: the same gradients, those of the input too."""
+    torch.manual_seed(0)
+    device = "cuda" if engine == "cuda" else "cpu"
+    clip, frames = torch.randn(2, 4, 4, 6, 7, device=device), torch.rand(2, 1, 3, 9, 8, device=device) * 255
+    size = {"iterations": 3, "engine": engine}
+    made = leaves(random_inputs(0, 2, 1, 5, 6, start=True), device)
+
+    def solved(rho_c, grad):
+        return torch.cat([out.flatten() for out in run({**made, "rho_c": rho_c, "grad": grad}, engine, iterations=4)])
+
+    layer = repflow.RepresentationFlow(4, bottleneck=2, **size)
+    for module, inputs in (
+        (layer, [clip]),
+        (repflow.FlowOfFlow(4, bottleneck=2, **size), [clip]),
+        (repflow.TVNet(warps=2, size=(9, 8), **size), list(frames)),
+        (solved, [made["rho_c"], made["grad"]]),
+    ):
+        wanted = [x.detach().clone().requires_grad_() for x in inputs]
+        wanted += [made["theta"], made["flow"], made["div_x"]] if module is solved else module.to(device).parameters()
+
+        again = partial(checkpoint, module, use_reentrant=False)
+        only_solve = partial(create_selective_checkpoint_contexts, [torch.ops.repflow.solve.default])
+        ways = {
+            "not reentrant": again,  # the first of all, since TVNet looks at its first frames
+            "not at all": module,
+            "reentrant": partial(checkpoint, module, use_reentrant=True),
+            "nested": partial(checkpoint, again, use_reentrant=False),
+            "selective": partial(again, context_fn=only_solve),
+        }
+        expected = None
+        for name, way in ways.items():
+            once = name in ("reentrant", "selective")  # PyTorch itself refuses a second time
+            loss = way(*wanted[: len(inputs)]).square().sum()
+            found = backward(loss, wanted, retain_graph=not once)
+            expected = expected or found
+            torch.testing.assert_close(found, expected, msg=lambda m, name=name: f"{name}: {m}")
+            if not once:
+                torch.testing.assert_close(backward(loss, wanted), found)
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_checkpoints_give_the_same_gradients(engine):
+    check_checkpoints(engine)
+
+
+RELOAD = """
+import importlib, pkgutil, sys
+import torch, repflow
+from repflow import RepresentationFlow, tvl1
+from tests.test_engines import grads_of, layer_and_clip
+
+layer, clip = layer_and_clip()
+expected = layer(clip), grads_of(layer, clip)
+for module in pkgutil.walk_packages(repflow.__path__, "repflow."):
+    if not module.name.endswith("__main__"):
+        importlib.reload(importlib.import_module(module.name))
+importlib.reload(repflow)
+reloaded, _ = layer_and_clip()
+assert type(reloaded) is not type(layer)
+for way in (layer, reloaded, torch.compile(reloaded, fullgraph=True, backend="aot_eager")):
+    torch.testing.assert_close((way(clip), grads_of(way, clip)), expected)
+"""
+
+
+def test_every_module_can_be_reloaded():
+    """As `%autoreload` does; what was made before a reload goes on, and what is made after it computes the same."""
+    done = subprocess.run([sys.executable, "-c", RELOAD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # Processes and threads.
 
 
@@ -318,7 +400,7 @@ def test_four_threads_at_once():
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_started_after_use(method):
     expected = torch.stack([answer(index) for index in range(4)])
-    loader = DataLoader(Solved(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=60)
+    loader = DataLoader(Solved(), batch_size=4, num_workers=1, multiprocessing_context=method, timeout=PATIENCE)
     assert torch.equal(next(iter(loader)), expected)
 
 

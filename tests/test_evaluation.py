@@ -1,14 +1,18 @@
 """What predictions are worth, their fusion, and that every video counts once."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from PIL import Image
 
 from repflow import official
@@ -17,15 +21,15 @@ from repflow.data import HMDB51, Clips, SyntheticMotion, Views
 from repflow.evaluation import Predictions, confusion, evaluate, folds, fuse, measures, per_class, predict
 from repflow.files import read_csv
 from repflow.models import build_model
-from repflow.training import load_model
+from repflow.training import Recipe, load_model, motion_accuracy, open_checkpoint, read_checkpoint, train
 from repflow.video import probe, read_clip
 
 CLASSES = ["a", "b", "c"]
 NAN = [np.nan] * 3
 
 
-def predictions(rows, labels, expected=None, classes=CLASSES):
-    names = [f"v{i}.avi" for i in range(len(rows))]
+def predictions(rows, labels, expected=None, classes=CLASSES, name="v"):
+    names = [f"{name}{i}.avi" for i in range(len(rows))]
     return Predictions(names, np.array(labels), np.array(rows, np.float32), classes, expected or len(rows))
 
 
@@ -90,8 +94,33 @@ def test_fusion_is_the_weighted_mean():
 
 
 def test_the_mean_over_folds():
-    parts = [predictions([[3, 2, 1]] * 2, [0, truth], expected=3) for truth in (0, 1, 1)]
+    parts = [predictions([[3, 2, 1]] * 2, [0, t], expected=3, name=name) for name, t in [("u", 0), ("v", 1), ("w", 1)]]
     assert folds(parts) == {"top1": pytest.approx(200 / 3), "top5": 100, "evaluated": 6, "expected": 9, "folds": 3}
+    with pytest.raises(ValueError, match=r"the same 2 in number 1 and 3; give each fold once"):
+        folds([*parts[:2], parts[0]])
+
+
+def test_other_classes_are_shown_beside_each_other():
+    first = predictions([[3, 2, 1]], [0])
+    for classes, shown in ((["a", "c", "b"], "3 with 'b' as label 1 and 3 with 'c' as label 1"),
+                           (["a", "b", "c", "d"], "3 with no label 3 and 4 with 'd' as label 3")):  # fmt: skip
+        other = predictions([[3, 2, 1, 0][: len(classes)]], [0], classes=classes, name="w")
+        for join in (folds, lambda parts: fuse(parts, [1, 1])):
+            with pytest.raises(ValueError, match=shown):
+                join([first, other])
+
+
+def test_a_tie_counts_as_wrong_everywhere():
+    same = predictions([[1, 1, 1]] * 3, [0, 1, 2])
+    assert measures(same)["top1"] == 0
+    assert [row["top1"] for row in per_class(same)] == [0, 0, 0]
+    assert confusion(same).diagonal().sum() == 0
+    assert confusion(same).sum() == 3
+    scores = np.array([[1, 1, 1], [2, 1, 0]])
+    assert motion_accuracy(scores, [0, 0], ["down", "left", "up"])["top1"] == 50
+    mixed = predictions(np.random.default_rng(0).integers(3, size=(200, 3)), [0, 1] * 100)  # about 67 ties
+    by_class = [row["top1"] * row["videos"] for row in per_class(mixed) if row["videos"]]
+    assert sum(by_class) / 200 == pytest.approx(measures(mixed)["top1"])
 
 
 def test_saved_and_loaded(tmp_path):
@@ -182,11 +211,73 @@ def test_two_processes_count_every_video_once(made, tmp_path):
     )
     command = [sys.executable, script, made, tmp_path / "scores"]
     jobs = [subprocess.Popen([*map(str, command), str(rank), str(world)]) for rank, world in ((0, 1), (0, 2), (1, 2))]
-    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    assert [job.wait(PATIENCE) for job in jobs] == [0, 0, 0]
     alone, first, second = (np.load(tmp_path / f"scores_{name}.npy") for name in ("1_0", "2_0", "2_1"))
     np.testing.assert_allclose(first, alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(first, second)
     assert np.isnan(alone).all(1).tolist() == [i == 4 for i in range(11)]
+
+
+FAILS = """
+import os, sys
+from types import SimpleNamespace
+import torch
+from repflow.data import Clips, SyntheticMotion
+from repflow.evaluation import predict, process_group
+from repflow.models import build_model
+
+samples = SyntheticMotion(sys.argv[1], "test").samples
+model = build_model("rgb_2d", 12, backbone="tiny_2d")
+with process_group() as first:
+    if not first:
+        torch.nn.init.constant_(model.classify.bias, torch.nan)
+    try:
+        predict(model, Clips(SimpleNamespace(samples=samples), 3, train=False))
+    except ValueError as error:
+        print(error)
+    torch.distributed.barrier()  # a process that raised is still there, as it would be in a notebook
+"""
+
+
+def by_slurm(command, tasks=2):
+    """The command as so many tasks of srun: their (stdout, exit code)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"SLURM_NTASKS": str(tasks), "SLURM_JOB_ID": "17", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=os.environ | told | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(tasks)
+    ]
+    return [(job.communicate(timeout=500)[0], job.returncode) for job in jobs]
+
+
+def test_every_process_learns_of_another_s_failure(made, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    begin = time.monotonic()
+    (first, _), (second, _) = by_slurm([tmp_path / "fails.py", made])
+    assert "process 1 of 2 failed: ValueError: the model's scores for" in first
+    assert second.startswith("the model's scores for")
+    assert time.monotonic() - begin < 500  # and not after the group's half an hour
+
+
+def test_tasks_of_slurm_share_the_videos_and_one_writes(made, trained, tmp_path):
+    checkpoint, out, ours = trained("run"), tmp_path / "out", tmp_path / "ours.csv"
+    command = ["-m", "repflow", "evaluate", "--checkpoint", checkpoint, "--data", "synthetic", made, "--clips", "1"]
+    told = by_slurm([*command, "--out", out, "--ours", ours])
+    assert [code for _, code in told] == [0, 0]
+    assert "evaluated 12 of 12 videos" in told[0][0]
+    assert told[1][0] == ""
+    assert len(read_csv(ours)) == 1
+    source = SyntheticMotion(made, "test")
+    expected = evaluate(load_model(checkpoint), Views(source, 4, clips=1), source)
+    part = Predictions.load(out / "predictions.npz")
+    np.testing.assert_allclose(part.probabilities, expected.probabilities, rtol=1e-5)
 
 
 def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
@@ -199,7 +290,7 @@ def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
     model = official.HMDBFlowOfFlow(2)
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "official.pt")
-    arguments = ["--preset", "2019", "--data", "hmdb51", str(root), "--clips", "1", "--out", str(tmp_path / "out")]
+    arguments = ["--data", "hmdb51", str(root), "--clips", "1", "--out", str(tmp_path / "out")]
     assert main(["evaluate", "--checkpoint", str(tmp_path / "official.pt"), *arguments]) == 0
     assert "evaluated 2 of 4 videos" in capsys.readouterr().out
     part = Predictions.load(tmp_path / "out" / "predictions.npz")
@@ -220,8 +311,6 @@ def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
 
     saved = [str(tmp_path / name / "predictions.npz") for name in ("out", "again")]
     capsys.readouterr()
-    assert main(["evaluate", "--predictions", *saved]) == 0
-    assert "evaluated 4 of 8 videos, mean of 2 folds" in capsys.readouterr().out
     assert main(["evaluate", "--predictions", *saved, "--weights", "1", "2"]) == 0
     assert "evaluated 2 of 4 videos\n" in capsys.readouterr().out
 
@@ -258,6 +347,114 @@ def test_a_run_s_best_checkpoint_is_evaluated_as_it_was_trained(tmp_path, capsys
     assert len(read_csv(ours)) == 2
     assert main(["compare", "--ours", str(ours)]) == 0
     assert f"{100 * np.mean(part.probabilities.argmax(1) == part.labels):.1f}" in capsys.readouterr().out
+
+
+def test_the_mean_over_folds_is_written(tmp_path, capsys):
+    files = [str(tmp_path / f"{name}.npz") for name in "uv"]
+    for file, truth in zip(files, (0, 1), strict=True):
+        predictions([[3, 2, 1]], [truth], name=file[-5]).save(file)
+    out = tmp_path / "out"
+    assert main(["evaluate", "--predictions", *files, "--out", str(out)]) == 0
+    assert "evaluated 2 of 2 videos, mean of 2 folds" in capsys.readouterr().out
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["top1"], found["folds"]) == (50, 2)
+    assert main(["evaluate", "--predictions", files[0], files[0]]) == 1
+    assert "give each fold once" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(made, tmp_path_factory):
+    """A function that trains a step on some classes with clips cut in some way, and gives the checkpoint."""
+
+    def trained(name, classes=None, **cut):
+        clips = Clips(SyntheticMotion(made, classes=classes), 4, train=True, **cut)
+        recipe = Recipe(steps=1, batch=2, rate=0.1)
+        folder = tmp_path_factory.mktemp("runs") / name
+        train("rgb_2d", clips, len(classes or clips.classes), recipe, folder=folder, backbone="tiny_2d")
+        return folder / "checkpoints" / "step-000000001.pt"
+
+    return trained
+
+
+def test_clips_are_cut_and_fed_as_in_training(made, trained, tmp_path, capsys):
+    """Whatever way the recipe would have gone: the clips that were trained on decide."""
+    cut = {"stride": 2, "resize": 28, "crop": 20, "inverted": True}
+    checkpoint = trained("run", **cut)
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--data", "synthetic", str(made), "--clips", "1"]
+    source = SyntheticMotion(made, "test")
+    for asked, changed in (([], {}), (["--crop", "16"], {"crop": 16})):
+        assert main([*command, *asked, "--out", str(tmp_path / "out")]) == 0
+        expected = evaluate(load_model(checkpoint), Views(source, 4, clips=1, **cut | changed), source)
+        part = Predictions.load(tmp_path / "out" / "predictions.npz")
+        np.testing.assert_allclose(part.probabilities, expected.probabilities, rtol=1e-5)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--preset", "2019"])
+    assert "unrecognized arguments: --preset" in capsys.readouterr().err
+
+
+def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog):
+    checkpoint = trained("run", classes=["left", "up"])
+    assert open_checkpoint(checkpoint).classes == ["left", "up"]
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--data", "synthetic", str(made), "--clips", "1"]
+    with caplog.at_level("INFO"):
+        assert main(command) == 0
+    assert "evaluated 2 of 2 videos" in capsys.readouterr().out
+    assert sum("the 2 classes are taken from" in record.message for record in caplog.records) == 1
+    (tmp_path / "others").write_text("left\nright\n")
+    assert main([*command, "--classes", str(tmp_path / "others")]) == 1
+    assert "2 with 'up' as label 1 and 2 with 'right' as label 1" in capsys.readouterr().err
+
+    state = read_checkpoint(checkpoint)
+    state["config"]["about"]["classes"] = ["up", "left"]
+    torch.save(state, tmp_path / "turned.pt")
+    (tmp_path / "these").write_text("left\nup\n")
+    turned = [*command[:2], str(tmp_path / "turned.pt"), *command[3:], "--classes", str(tmp_path / "these")]
+    assert main(turned) == 1
+    assert "2 with 'up' as label 0 and 2 with 'left' as label 0" in capsys.readouterr().err
+
+    del state["config"]["about"]["classes"]
+    torch.save(state, tmp_path / "turned.pt")
+    with caplog.at_level("INFO"):
+        assert main(turned) == 0
+    assert "cannot be checked" in caplog.records[-1].message
+
+
+def test_training_and_validation_have_the_same_classes(made):
+    def clips(classes):
+        return Clips(SyntheticMotion(made, "test", classes), 3, train=False)
+
+    with pytest.raises(ValueError, match="2 with 'up' as label 1 and 2 with 'right' as label 1"):
+        train("rgb_2d", clips(["left", "up"]), 2, Recipe(steps=1, batch=2), validation=clips(["left", "right"]))
+    with pytest.raises(ValueError, match="num_classes: expected 2, as the clips' data set has, got 3"):
+        train("rgb_2d", clips(["left", "up"]), 3, Recipe(steps=1, batch=2))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+def test_a_batch_bounds_the_clips_at_once(batch, made):
+    source = SyntheticMotion(made, "test")
+    model = build_model("rgb_2d", 12, backbone="tiny_2d").eval()
+    views = Views(source, 3, clips=2, crops=3, crop=20)
+    expected, sizes = predict(model, views, 36), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    np.testing.assert_allclose(predict(model, views, batch), expected, rtol=1e-4, atol=1e-6)
+    assert max(sizes) <= batch
+    assert sum(sizes) == 12 * 6
+
+
+def test_clips_of_several_sizes_are_named(tmp_path, capsys):
+    root = tmp_path / "set"
+    SyntheticMotion.make(root, train=2, test=1, unused=0, size=32, frames=4)
+    SyntheticMotion.make(tmp_path / "wide", train=2, test=1, unused=0, size=40, frames=4)
+    for video in (root / "up").glob("*.avi"):
+        shutil.copy(tmp_path / "wide" / "up" / video.name, video)
+    told = r"up_\w+\.avi' 40×40 \(height × width\); take a crop"
+    source = SyntheticMotion(root)
+    with pytest.raises(ValueError, match=r"gives 32×32 and .*" + told + "|gives 40×40"):
+        train("rgb_2d", Clips(source, 3, train=True), 12, Recipe(steps=1, batch=24), backbone="tiny_2d")
+    model = build_model("rgb_2d", 12, backbone="tiny_2d")
+    with pytest.raises(ValueError, match=r"gives 32×32 and .*" + told):
+        predict(model, Clips(source, 3, train=False), batch=24)
+    assert predict(model, Clips(source, 3, train=False), batch=1).shape == (24, 12)
 
 
 def test_a_network_is_not_tested_on_what_it_was_trained_on(tmp_path, capsys):

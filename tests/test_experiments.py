@@ -3,7 +3,9 @@ import io
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import numpy as np
@@ -14,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.cli import main
-from repflow.experiments import UsageError, environment, plan, read_parameters, report, run, worker
+from repflow.experiments import UsageError, answers, environment, plan, read_parameters, report, run, site, worker
 from repflow.experiments.pages import heading, mathml, notebook_page
 from repflow.experiments.parameters import read_profile
 from repflow.experiments.runner import _tidy
@@ -82,6 +84,9 @@ def test_parameters_are_read_with_type_default_and_help(notebook):
         ("steps: int = __import__('os').getpid()", "must be a literal"),
         ("steps: int = = 3", "invalid syntax"),
         ("first: int = 4", "first is there twice"),
+        ("steps: int = 0  # >= 1: of the optimiser", "steps (of the optimiser) takes a whole number >= 1, not 0"),
+        ("steps: int = 1  # >= one: of the optimiser", "expected bounds such as"),
+        ("steps: int = 1  # >1: of the optimiser", "expected bounds such as"),
     ],
 )
 def test_a_bad_line_of_the_parameters_cell_is_named(tmp_path, line, reason):
@@ -144,6 +149,50 @@ def test_a_value_from_the_command_line_has_the_parameters_type(notebook, name, t
 def test_a_value_of_another_type_is_refused(notebook, name, text):
     with pytest.raises(UsageError, match=rf"^01_first: {name} .*takes .*, not '?{text}'?$"):
         plan([str(notebook)], [(name, text)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("rate", "0", "a finite number > 0 <= 1, not 0.0"),
+        ("rate", "1.01", "a finite number > 0 <= 1, not 1.01"),
+        ("seed", "-1", "a whole number >= 0 or none, not -1"),
+    ],
+)
+def test_a_value_out_of_its_bounds_is_refused(tmp_path, name, text, reason):
+    lines = "rate: float = 1  # > 0, <= 1: of learning\nseed: int | None = None  # >= 0: of it\nname: str = ''  # <3: s"
+    path = write_notebook(tmp_path, "01_first", lines)
+    assert plan([str(path)], [("rate", "1e-9"), ("seed", "0")])[0].values == {"rate": 1e-9, "seed": 0, "name": ""}
+    assert plan([str(path)], [("seed", "none")])[0].changed == {}
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        plan([str(path)], [(name, text)])
+
+
+# What no notebook can take, of what people give first.
+IMPOSSIBLE = {"lam": "-1", "tau": "0", "theta": "-0.3", "frame": "-1", "fold": "4", "rate": "0", "seed": "-1"}
+
+
+@pytest.mark.parametrize("path", PROJECT, ids=lambda path: path.stem)
+def test_the_project_s_notebooks_refuse_numbers_that_cannot_be(path):
+    for name, parameter in read_parameters(path).items():
+        if parameter.kind in (int, float):
+            with pytest.raises(UsageError, match=f"{name} .* takes .* (>|>=) "):
+                plan([str(path)], [(name, IMPOSSIBLE.get(name, "0"))])
+
+
+@pytest.mark.parametrize("name", ["index", "api", "Index"])
+def test_a_notebook_cannot_take_the_place_of_the_run_s_own_pages(tmp_path, name):
+    with pytest.raises(UsageError, match=f"{name}.html is the run's own page"):
+        plan([str(write_notebook(tmp_path, name, "steps: int = 1"))])
+
+
+def test_two_notebooks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "other").mkdir()
+    first = write_notebook(tmp_path, "wave", "steps: int = 1")
+    for again in ("wave", "Wave"):
+        second = write_notebook(tmp_path / "other", again, "steps: int = 1")
+        with pytest.raises(UsageError, match="wave is named twice"):
+            plan([str(first), str(second)])
 
 
 def test_a_value_goes_to_the_notebooks_that_have_the_parameter(tmp_path):
@@ -258,8 +307,10 @@ def test_a_page_holds_its_equations_and_loads_nothing(tmp_path, caplog):
     assert loaded[0]["src"].startswith("data:")
     assert not re.search(r"@import|url\(['\"]?http", "".join(tag.text for tag in page.select("style")))
     assert page.title.text == "The energy"
-    assert len(page.select("math")) == 5
-    assert len(page.select('math[display="block"] mtr')) == 2
+    assert len(page.select("math")) == 7
+    assert [len(equation.select("math")) for equation in page.select(".equation")] == [3, 1]
+    assert page.select_one(".equation").text == "E=∫|∇u|(1)"
+    assert len(page.select(".equation mtr")) == 2
     assert page.select_one("math").text == "a<b"
     assert page.text.count("$") == 7  # those of the text, its code and the output
     assert not caplog.records
@@ -360,9 +411,7 @@ def test_a_failed_notebook_leaves_the_others_and_its_traceback(results):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", out.name)
     files = [f"{name}.{kind}" for name in ("01_bad", "02_good") for kind in ("html", "ipynb", "metrics.json")]
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*files, "02_good.png", "index.html", "api.html", "results.html"]
-    )
+    assert sorted(path.name for path in out.iterdir()) == sorted([*files, "02_good.png", "index.html", "api.html"])
     assert (records["01_bad"]["error"], records["02_good"]["error"]) == ("ValueError: <no> good (In [5])", None)
     assert records["01_bad"]["headline"] is None
     cells = nbformat.read(out / "01_bad.ipynb", as_version=4).cells
@@ -384,6 +433,49 @@ def test_the_values_reach_the_notebook_as_they_are(results):
 
 def test_what_a_notebook_started_ends_with_it(results):
     assert not alive(results[2]["02_good"]["metrics"]["child"])
+
+
+@pytest.mark.parametrize("broken", ["index", "all pages"])
+def test_what_was_computed_is_kept_where_pages_cannot_be_made(tmp_path, notebook, monkeypatch, caplog, broken):
+    def stumble(*_):
+        raise OSError("no space left")
+
+    if broken == "index":
+        monkeypatch.setattr(site, "_INDEX", "{{ nothing.at_all }}")
+    else:
+        monkeypatch.setattr(site, "write_site", stumble)
+    out = tmp_path / "runs"
+    with nullcontext() if broken == "index" else pytest.raises(OSError, match="no space left"):
+        index, good = run(plan([str(notebook)]), out, "tiny")
+        assert not good
+        assert "UndefinedError" in index.read_text()
+    (folder,) = out.iterdir()
+    assert folder.name[0] != "."
+    assert {"01_first.ipynb", "01_first.metrics.json"} <= {path.name for path in folder.iterdir()}
+    assert f"{folder}: not all pages could be made" in caplog.text
+
+
+def test_a_run_does_not_need_the_project_s_results(tmp_path, notebook, monkeypatch):
+    monkeypatch.setattr("repflow.files.results_folder", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr(answers, "results_folder", lambda: tmp_path / "nowhere")
+    assert run(plan([str(notebook)]), tmp_path / "runs", "tiny")[1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("x = 3\nassert x < 2", "AssertionError: assert x < 2 (In [3])"),
+        ("import json\n\ndef f():\n    raise KeyError\n\nf()", "KeyError: raise KeyError (In [3])"),
+        ("raise ValueError('lam: expected > 0')", "ValueError: lam: expected > 0 (In [3])"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_message_or_its_line(tmp_path, cell, reason):
+    path = write_notebook(tmp_path, "a", "steps: int = 1", cell)
+    outcome = tmp_path / "error"
+    command = ["worker.py", str(path), str(tmp_path / "target.ipynb"), str(outcome), "{}"]
+    with patch.object(sys, "argv", command):
+        worker.main()
+    assert outcome.read_text() == reason
 
 
 def test_the_index_shows_every_notebook_and_loads_nothing(results):

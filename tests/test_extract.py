@@ -5,7 +5,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import PATIENCE, wait_for
 
 from repflow import figures, tvl1
 from repflow.data import SyntheticMotion, extract
@@ -231,16 +231,12 @@ def test_two_processes_write_the_same_bytes_and_nothing_half_done_when_stopped(m
     command = [sys.executable, "run.py"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("set-flow/.*/z*.mkv")):  # until it has begun to write the last
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: list(tmp_path.glob("set-flow/.*/z*.mkv")), process)  # it has begun to write the last
         others = psutil.Process(process.pid).children(recursive=True)
         assert len(others) >= 2
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 77
-        assert not psutil.wait_procs(others, timeout=10)[1]
+        assert process.wait(PATIENCE) == 77
+        assert not psutil.wait_procs(others, timeout=PATIENCE)[1]
     finally:
         process.kill()
     flow = {video: flow_file(video, tmp_path / "set", tmp_path / "set-flow") for video in short}

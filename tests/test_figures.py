@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE, wait_for
 from PIL import Image
 
 from repflow import tvl1
@@ -145,13 +145,9 @@ def test_a_stopped_flow_command_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "repflow", "flow", "long.gif", "--out", "f.npz"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while len(os.listdir(tmp_path)) == 1:  # until it has begun to write
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda: len(os.listdir(tmp_path)) > 1, process)  # it has begun to write
         process.terminate()
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
     assert os.listdir(tmp_path) == ["long.gif"]

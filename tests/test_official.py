@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repflow import __version__
-from repflow.official import CheckpointError, HMDBFlowOfFlow, KineticsModel, checkpoints, convert, load, models
+from repflow.cli import main
+from repflow.official import CheckpointError, HMDBFlowOfFlow, KineticsModel, checkpoints, convert, kind_of, load, models
 
 NAMES = {"kinetics_model": KineticsModel, "hmdb_flow_of_flow": HMDBFlowOfFlow}
 BOTH = pytest.mark.parametrize("build", NAMES.values())
@@ -237,6 +238,28 @@ def test_weights_that_are_not_finite_are_named(value, state, tmp_path):
     zipped(state, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match=r"NaN or infinite.*: res4\.blocks\.2\.layers\.5\.weight$"):
         load(tmp_path / "weights.pt")
+
+
+def test_an_average_of_weights_is_taken_where_it_is_asked_for(state, tmp_path):
+    path = tmp_path / "weights.pt"
+    average = {f"module.{name}": value for name, value in state.items()} | {"n_averaged": torch.tensor(3)}
+    zipped({"epoch": 3, "state_dict_ema": average, "optimizer": {"state": {}}}, path)
+    with pytest.raises(CheckpointError, match=r"has weights under 'state_dict_ema'\. Name them: key=NAME"):
+        load(path)
+    with pytest.raises(CheckpointError, match=r"expected weights under 'ema'; the file has .*'state_dict_ema'"):
+        load(path, key="ema")
+    built = load(path, None, key="state_dict_ema").state_dict()
+    assert all(torch.equal(built[name], state[name]) for name in state)
+
+
+def test_a_checkpoint_of_this_package_is_called_so(state, tmp_path, capsys):
+    path = tmp_path / "best.pt"
+    zipped({"step": 1, "config": {"recipe": {}}, "model": state, "best": None}, path)
+    for read in (load, kind_of):
+        with pytest.raises(CheckpointError, match=r"best\.pt.*this is a checkpoint of `repflow train`"):
+            read(path)
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 1
+    assert "this is a checkpoint of `repflow train`" in capsys.readouterr().err
 
 
 def test_the_model_is_one_of_two(tmp_path):

@@ -107,7 +107,7 @@ def test_the_wheel_s_notebook_runs(installed):
     page = folder / done.stdout.strip()
     assert page.is_file()
     assert (page.parent / "01_tvl1_from_scratch.html").is_file()
-    assert (page.parent / "results.html").is_file()
+    assert (page.parent / "api.html").is_file()
 
 
 # The licences

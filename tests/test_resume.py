@@ -17,6 +17,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PATIENCE
 from torch import nn
 
 from repflow.data import SyntheticMotion
@@ -133,7 +134,7 @@ def assert_same_run(folder, whole):
 
 def wait_for_lines(process, folder, count):
     """Return once a run has written so many lines of metrics, or has ended."""
-    metrics, deadline = folder / "metrics.csv", time.monotonic() + 120
+    metrics, deadline = folder / "metrics.csv", time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.is_alive():
         if metrics.exists() and metrics.read_text().count("\n") > count:
             break

@@ -1,4 +1,4 @@
-"""The static site of a run: its links, its tables and the reference, without a browser."""
+"""The static site of a run: its links and the reference, without a browser."""
 
 import importlib
 import inspect
@@ -6,23 +6,22 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from repflow.benchmark import environment, paper_table
+from repflow.benchmark import environment
 from repflow.experiments import plan
+from repflow.experiments import site as site_module
 from repflow.experiments.pages import heading
 from repflow.experiments.reference import MODULES
 from repflow.experiments.site import write_site
-from repflow.files import read_csv
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
-def make_site(folder, jobs, done):
+def make_site(folder, jobs, done, whole=True):
     """The site of a run whose first `done` notebooks were, so to say, executed."""
     folder.mkdir()
     for job in jobs[:done]:
@@ -41,7 +40,7 @@ def make_site(folder, jobs, done):
         }
         for job in jobs[:done]
     ]
-    write_site(folder, "2026", "tiny", jobs, records)
+    assert write_site(folder, "2026", "tiny", jobs, records) is whole
     return folder
 
 
@@ -60,7 +59,7 @@ def pages(site):
 
 
 def test_every_link_leads_to_a_page_and_every_anchor_to_a_place(site, pages):
-    assert set(pages) == {*NOTEBOOKS, "index", "results", "api"}
+    assert set(pages) == {*NOTEBOOKS, "index", "api"}
     ids = {name: {tag["id"] for tag in page.select("[id]")} for name, page in pages.items()}
     followed = 0
     for name, page in pages.items():
@@ -79,7 +78,7 @@ def test_a_notebook_leads_to_the_one_before_and_the_one_behind(pages):
     for before, here, behind in zip([None, *NOTEBOOKS], NOTEBOOKS, [*NOTEBOOKS[1:], None], strict=False):
         head, foot = pages[here].select("nav.site")
         links = [link["href"] for link in head.select("a")]
-        assert links == ["index.html", "results.html", "api.html", *(f"{n}.html" for n in (before, behind) if n)]
+        assert links == ["index.html", "api.html", *(f"{n}.html" for n in (before, behind) if n)]
         assert head == foot
     text = "02_representation_flow_layer.html"
     assert pages["01_tvl1_from_scratch"].select(f'.jp-MarkdownCell a[href="{text}"]')
@@ -87,7 +86,7 @@ def test_a_notebook_leads_to_the_one_before_and_the_one_behind(pages):
 
 def test_a_stopped_run_links_only_to_what_is_there(tmp_path):
     pages = pages_of(make_site(tmp_path / "run", plan(["01", "02", "03"]), 1))
-    assert set(pages) == {NOTEBOOKS[0], "index", "results", "api"}
+    assert set(pages) == {NOTEBOOKS[0], "index", "api"}
     assert f"Not run: {NOTEBOOKS[1]}, {NOTEBOOKS[2]}" in pages["index"].text
     links = [link["href"] for link in pages[NOTEBOOKS[0]].select("a[href]")]
     assert not [link for link in links if NOTEBOOKS[1] in link]
@@ -107,21 +106,24 @@ def test_links_of_a_notebook_hold_wherever_it_leads(tmp_path):
     assert page.select_one("nav.site a:last-child")["href"] == "b%20%26.html"
 
 
-def test_the_results_are_those_of_the_files(pages):
-    page = pages["results"]
-    ours, *_, paper = page.select("table")
-    rows = {row.td.text: [cell.text for cell in row.select("td")[1:]] for row in paper.select("tbody tr")}
-    assert list(rows) == list(paper_table())
-    assert rows["(2+1)D + Flow-of-flow"] == ["77.1", "–", "81.1", "654 ± 21", "flow_of_flow_2plus1d"]
-    measured = [row for row in read_csv(ROOT / "results" / "synthetic_motion.csv") if row["system"] == "repflow_2d"]
-    mean = np.mean([float(row["top1"]) for row in measured])
-    (cells,) = [row.select("td") for row in ours.select("tr") if "2D + Rep-Flow" in row.text]
-    assert cells[1].text.startswith(f"{mean:.1f} ")
-    (table,) = [t for t in page.select("table") if t.th.text == "flow_after"]
-    stages = {row.td.text: row.select("td")[1].text for row in table.select("tbody tr")}
-    first = [float(row["basic"]) for row in read_csv(ROOT / "results/sweeps/where.csv") if row["flow_after"] == "0"]
-    assert stages["0"] == f"{np.mean(first):.1f} ({min(first):.1f} to {max(first):.1f})"
-    assert [image["alt"] for image in page.select("img")] == ["Figure of the table synthetic_motion"]
+def test_a_page_that_cannot_be_made_says_why_and_costs_no_other(tmp_path, monkeypatch, caplog):
+    convert = site_module.notebook_page
+
+    def stumble(notebook, title, *rest):
+        if title == heading(nbformat.read(plan(["02"])[0].notebook, as_version=4)):
+            raise KeyError("<output_type>")
+        return convert(notebook, title, *rest)
+
+    monkeypatch.setattr(site_module, "notebook_page", stumble)
+    monkeypatch.setattr(site_module, "reference", lambda: 1 / 0)
+    pages = pages_of(make_site(tmp_path / "run", plan(["01", "02", "03"]), 3, whole=False))
+    assert set(pages) == {*NOTEBOOKS[:3], "index", "api"}
+    reason = "this page could not be made: KeyError: '<output_type>'"
+    assert reason in pages[NOTEBOOKS[1]].text
+    assert "ZeroDivisionError" in pages["api"].text
+    assert len(pages["index"].select("article")) == 3
+    assert all(pages[name].select_one("math") for name in (NOTEBOOKS[0], NOTEBOOKS[2]))
+    assert f"{NOTEBOOKS[1]}.html: {reason}" in caplog.text
 
 
 @pytest.mark.parametrize("module", MODULES)

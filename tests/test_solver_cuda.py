@@ -15,6 +15,7 @@ import torch
 from test_engines import (
     assert_close_gradients,
     assert_equals_the_reference,
+    check_checkpoints,
     gradients,
     grads_of,
     layer_and_clip,
@@ -95,6 +96,11 @@ def test_each_image_stops_by_itself(monkeypatch, channels, large):
     numbers, taps = torch.tensor([0.3, 0.15, 0.25], device=DEVICE), torch.tensor(TAPS, device=DEVICE)
     steps = torch.ops.repflow.solve(inputs["rho_c"], inputs["grad"], None, None, numbers, taps, 7, 0.02)[2].tolist()
     assert 1 <= steps[0] < steps[1] <= steps[2] == 7
+
+
+@on_gpu_or_interpreted
+def test_checkpoints_give_the_same_gradients():
+    check_checkpoints(DEVICE)
 
 
 @on_gpu_or_interpreted

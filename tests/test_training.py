@@ -2,8 +2,12 @@
 
 import argparse
 import csv
+import logging
 import math
+import os
+import random
 import signal
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +35,7 @@ from repflow.training import (
     train,
 )
 from repflow.training.batches import EpochClips, StepBatches
+from repflow.training.folder import RunFolder
 from repflow.tvnet import TVNet
 
 TINY = {"backbone": "tiny_2d"}
@@ -225,6 +230,32 @@ def test_cosine_after_a_warm_up(small, tmp_path):
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
 
 
+def test_a_warm_up_over_all_steps(small, tmp_path):
+    recipe = Recipe(steps=4, batch=8, schedule="cosine", warmup=0.9, rate=0.4, reference_batch=8, log_every=1)
+    train("rgb_2d", clips_of(small), 12, recipe, folder=tmp_path / "run", **TINY)
+    assert rates(tmp_path / "run") == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def surroundings():
+    """What a training must not change."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    seeds = {name: value for name, value in os.environ.items() if name.startswith("PL_")}
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), seeds, \
+        warnings.filters.copy(), logger.level  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_leaves_the_caller_s_states_alone(fails, small):
+    recipe = Recipe(steps=2, batch=8, seed=4)
+    before = surroundings()
+    if fails:
+        with pytest.raises(ValueError, match="model: expected one of"):
+            train("rgb_5d", clips_of(small), 12, recipe)
+    else:
+        train("rgb_2d", clips_of(small), 12, recipe, **TINY)
+    assert surroundings() == before
+
+
 def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     """Patience 1: the second validation in turn that is no better than the best one lowers it."""
     monkeypatch.setattr("repflow.training.run.predict", lambda *_: np.zeros((12, 12), np.float32))
@@ -233,7 +264,7 @@ def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     validation = Clips(SyntheticMotion(small, "test"), 4, train=False)
     trained = train("rgb_2d", clips_of(small), 12, recipe, folder=tmp_path / "run", validation=validation, **TINY)
     assert rates(tmp_path / "run") == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
-    assert trained.best == pytest.approx({"step": 1, "loss": math.log(12), "top1": 100 / 12})  # ties: the first
+    assert trained.best == pytest.approx({"step": 1, "loss": math.log(12), "top1": 0})  # ties: the first
 
 
 def arguments(*words):
@@ -254,6 +285,36 @@ def test_the_command_trains_and_goes_on(small, tmp_path, capsys):
     assert command.run(arguments(*words, "--workers", 1)) == 0
     assert capsys.readouterr().out.splitlines() == first
     assert "learning rate 0.003 of batch 16, for a batch of 4: 0.00075" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_the_batch_fits_small_data_unless_it_was_asked_for(small, tmp_path, caplog):
+    """A configuration that failed before its first step does not hold the folder."""
+    words = ["--data", "synthetic", small, "--out", tmp_path / "run", "--set", "steps=1", "frames=4",
+             "backbone=tiny_2d", "iterations=2", "validation=0.5"]  # fmt: skip
+    with pytest.raises(ValueError, match="batch: expected at most the 12 clips there are, got 15"):
+        command.run(arguments(*words, "batch=15"))
+    assert not (tmp_path / "run").exists()
+    with caplog.at_level("INFO"):
+        assert command.run(arguments(*words)) == 0
+    assert "batch: 12 instead of 16, for 12 training videos" in [record.message for record in caplog.records]
+
+
+def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
+    RunFolder(tmp_path / "run", {"model": "of before"})
+    train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=8), folder=tmp_path / "run", **TINY)
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=2, batch=8), folder=tmp_path / "run", **TINY)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean frames"),
+     (["--init-from", "no.pt"], "no.pt: expected a checkpoint")],
+)  # fmt: skip
+def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path):
+    words = ["--data", "synthetic", tmp_path / "nowhere", "--out", tmp_path / "run", *wrong]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        command.run(arguments(*words))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import contextlib
 import faulthandler
 import io
 import itertools
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,8 +213,8 @@ def test_frames_that_do_not_come_as_promised_are_counted_anew(tmp_path, monkeypa
     monkeypatch.setattr(reading, "_SEEK_FROM", 1)
     calls = itertools.count()
 
-    def one_lost(packet, size):
-        frames = list(sound(packet, size))
+    def one_lost(packet):
+        frames = list(sound(packet))
         return frames[1:] if frames and next(calls) == 7 else frames
 
     monkeypatch.setattr(reading, "_frames", one_lost)
@@ -393,7 +395,7 @@ BAD = {
 @pytest.fixture
 def time_limit():
     """Ends the run, with a traceback, where FFmpeg hangs: a signal's handler would wait for it."""
-    faulthandler.dump_traceback_later(30, exit=True)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -573,36 +575,77 @@ def test_the_wrong_lintel_or_none_is_refused(ten, monkeypatch):
             loadvid(ten[0], backend="lintel")
 
 
-def test_torchcodec_by_its_interface(ten, monkeypatch):
+class StandInForTorchcodec:
+    """torchcodec's interface. `late` is by how many frames it is wrong, as it is in some AVI and MPEG-TS files."""
+
+    late = 0
+
+    def __init__(self, source, *, dimension_order, num_ffmpeg_threads):
+        assert (dimension_order, num_ffmpeg_threads) == ("NHWC", 1)
+        self.frames = torch.from_numpy(decode_all(io.BytesIO(source)))
+
+    def get_frames_at(self, indices):
+        wanted = torch.tensor(indices) + self.late
+        if max(wanted) >= len(self.frames):
+            raise RuntimeError("Requested next frame while there are no more frames left to decode.")
+        return types.SimpleNamespace(data=self.frames[wanted], pts_seconds=wanted / torch.tensor(25.0).double())
+
+
+@pytest.fixture
+def torchcodec(monkeypatch):
+    module = types.ModuleType("torchcodec.decoders")
+    module.VideoDecoder = StandInForTorchcodec
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
+    return module
+
+
+def test_torchcodec_by_its_interface(ten, torchcodec, monkeypatch):
     encoded, everything = ten
-
-    class VideoDecoder:
-        def __init__(self, source, *, dimension_order, num_ffmpeg_threads):
-            assert (dimension_order, num_ffmpeg_threads) == ("NHWC", 1)
-            self.frames = torch.from_numpy(decode_all(io.BytesIO(source)))
-
-        def get_frames_at(self, indices):
-            return types.SimpleNamespace(data=self.frames[indices])
+    pixels, *_ = loadvid_frame_nums(encoded, frame_nums=[8, 2], backend="torchcodec")
+    np.testing.assert_array_equal(as_clip(pixels, everything), everything[[8, 2]])
+    monkeypatch.setattr(StandInForTorchcodec, "late", 1)
+    with pytest.raises(VideoError, match="expected frame 2, at 0.08 s, torchcodec gives the one at 0.12 s; use"):
+        loadvid_frame_nums(encoded, frame_nums=[8, 2], backend="torchcodec")
+    with pytest.raises(VideoError, match=r"torchcodec fails \(Requested next .* to decode.\); use backend='pyav'"):
+        loadvid_frame_nums(encoded, frame_nums=[9], backend="torchcodec")
 
     def no_ffmpeg(*args, **options):
         raise RuntimeError("Could not load libtorchcodec.\nLikely causes: ...")
 
-    stand_in = types.ModuleType("torchcodec.decoders")
-    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", stand_in)
-    stand_in.VideoDecoder = VideoDecoder
-    pixels, *_ = loadvid_frame_nums(encoded, frame_nums=[8, 2], backend="torchcodec")
-    np.testing.assert_array_equal(as_clip(pixels, everything), everything[[8, 2]])
-    stand_in.VideoDecoder = no_ffmpeg
-    with pytest.raises(
-        ImportError, match=r"\(Could not load libtorchcodec.\); install it with pip install torchcodec, and"
-    ):
+    torchcodec.VideoDecoder = no_ffmpeg
+    with pytest.raises(ImportError, match=r"\(Could not load libtorchcodec.\); install FFmpeg's libraries"):
         loadvid(encoded, backend="torchcodec")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "open.mp4", "a.mkv", "b_frames.avi", "a.avi", "a.ts", "a.mpg"])
+def test_torchcodec_gives_the_right_frames_or_says_so(tmp_path, name):
+    """The genuine one, where it is installed."""
+    pytest.importorskip("torchcodec")
+    codec, options = {
+        "a.mp4": ("libx264", {"g": "5", "sc_threshold": "0"}),
+        "open.mp4": ("libx264", {"x264-params": "keyint=10:open-gop=1:bframes=3:scenecut=0"}),
+        "a.mkv": ("libx264", {"g": "12"}),
+        "b_frames.avi": ("mpeg4", {"bf": "2"}),
+        "a.avi": ("libx264", {"g": "12"}),
+        "a.ts": ("libx264", {"g": "12", "bf": "2"}),
+        "a.mpg": ("mpeg2video", {"g": "12", "bf": "2"}),
+    }[name]
+    path = written(tmp_path / name, codec, size=(48, 32), **options)
+    everything, encoded, right = decode_all(path), path.read_bytes(), 0
+    for number in range(LENGTH):
+        with contextlib.suppress(VideoError):
+            pixels, *_ = loadvid_frame_nums(encoded, frame_nums=[number], backend="torchcodec")
+            # Another FFmpeg converts colours otherwise.
+            np.testing.assert_allclose(as_clip(pixels, everything)[0].astype(int), everything[number], atol=8)
+            right += 1
+    assert right or not name.endswith((".mp4", ".mkv"))
 
 
 def test_decoders_are_tried(monkeypatch):
     monkeypatch.setitem(sys.modules, "lintel", decoder_named_lintel())
     monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     pyav, lintel, torchcodec = decoders()
     assert pyav == ("pyav", True, f"decodes; version {av.__version__}")
     assert lintel == ("lintel", True, "decodes; version unknown")

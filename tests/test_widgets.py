@@ -90,6 +90,27 @@ def test_the_figure_tells_error_and_energy(pair):
     assert "error" not in tvl1_figure(*pair[:2]).get_suptitle()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, np.float64])
+def test_frames_of_any_dtype_show_the_same(pair, dtype):
+    whole = [np.round(frame) for frame in pair[:2]]
+    figure = tvl1_figure(*(frame.astype(dtype) for frame in whole), iterations=5)
+    mean = np.abs(whole[1] - whole[0]).mean()
+    assert f"mean {mean:.2f}, warped" in figure.axes[2].get_title()
+    shown = figure.axes[2].images[0].get_array()
+    assert np.array_equal(shown, tvl1_figure(*whole, iterations=5).axes[2].images[0].get_array())
+
+
+@pytest.mark.parametrize("parameters", [{"lam": 0.01}, {"lam": 3.0, "theta": 1.0}, {"iterations": 300, "warps": 1}])
+def test_the_axes_of_the_energy_follow_it(pair, parameters):
+    energy = tvl1_figure(*pair, **parameters).axes[3]
+    steps, falling = energy.lines[0].get_data()
+    shown = [*falling, energy.lines[1].get_ydata()[0]]
+    (left, right), (low, high) = energy.get_xlim(), energy.get_ylim()
+    assert left < min(steps) <= max(steps) < right
+    assert low < min(shown) <= max(shown) < high
+    assert max(shown) - min(shown) > (high - low) / 3 or high - low < 4
+
+
 def test_equal_and_uniform_frames_are_shown(pair):
     for frame in (pair.frame1, np.full((40, 60), 9.0)):
         explorer = parts(tvl1_explorer(frame, frame))
@@ -102,7 +123,7 @@ def test_an_own_video_by_path_and_by_upload(pair, tmp_path):
     write_mp4(tmp_path / "own.mp4", frames, 25)
     explorer = parts(tvl1_explorer(*pair))
     explorer.pair.value = "your own video"
-    assert "expected a video file" in explorer.message.value
+    assert "choose a video with “upload”, or type the path of one" in explorer.message.value
     explorer.video.value = str(tmp_path / "own.mp4")
     assert not explorer.message.value
     by_path = explorer.picture.value
@@ -139,15 +160,19 @@ def test_an_error_is_shown_and_the_next_slider_goes_on(pair, monkeypatch):
     assert explorer.picture.value != before
 
 
-def test_explorers_wait_until_a_slider_is_let_go_and_keep_their_height(pair, clip):
+def test_explorers_wait_until_a_slider_is_let_go_and_fit_narrow_pages(pair, clip):
     model = build_model("repflow_2d", num_classes=4, backbone="tiny_2d")
     for panel in (tvl1_explorer(*pair), channel_explorer(model, clip)):
         found = parts(panel)
         sliders = [c for c in found.controls.values() if "Slider" in type(c).__name__]
         assert sliders
         assert not any(slider.continuous_update for slider in sliders)
-        assert panel.layout.height.endswith("px")
-        assert found.picture.layout.height.endswith("px")
+        assert found.picture.layout.height == "auto"
+        drawn = pixels(found.picture.value).shape
+        # The browser knows the proportions before the picture comes, so that nothing jumps.
+        assert int(found.picture.width) * drawn[0] == int(found.picture.height) * drawn[1]
+        rows = [box for box in panel.children if type(box).__name__ == "HBox"]
+        assert all("wrap" in row.layout.flex_flow for row in rows)
 
 
 @pytest.mark.slow  # of itself it is quick, but others must not use the machine meanwhile

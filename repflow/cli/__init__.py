@@ -52,8 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its subcommands, which are parsers of this class, tell of unknown arguments with their own usage."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="repflow", description="Understand, run and measure representation flow.")
+    parser = _Parser(prog="repflow", description="Understand, run and measure representation flow.")
     parser.add_argument("--version", action="version", version=f"repflow {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="execute notebooks", description=_run.__doc__, allow_abbrev=False))
@@ -109,10 +121,8 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, metavar="PX", help="reduce wider frames first (default: 320 for pictures)")
     add("--checkpoint", type=Path, metavar="FILE",
         help="instead of TV-L1, the flow that this trained model computes inside, as .gif or .mp4")  # fmt: skip
-    add(
-        "--channels", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="which of its channels (default: 0 1 2)"
-    )
-    add("--layer", type=int, default=-1, metavar="N", help="which of its flows, 0 is the first (default: the last)")
+    add("--channels", type=int, nargs="+", metavar="N", help="which of its channels (default: 0 1 2)")
+    add("--layer", type=int, metavar="N", help="which of its flows, 0 is the first (default: the last)")
 
 
 def _flow(arguments: argparse.Namespace) -> int:
@@ -124,6 +134,9 @@ def _flow(arguments: argparse.Namespace) -> int:
     options = _numbers(arguments, start=0, frames=1, stride=1, width=1)
     if arguments.checkpoint:
         return _learned_flow(arguments)
+    for name in ("channels", "layer"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name}: is of the flow inside a trained model; name it: --checkpoint FILE")
     writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
     write = writers.get(arguments.out.suffix.lower())
     if write is None:
@@ -138,27 +151,28 @@ def _learned_flow(arguments: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from repflow.cli.evaluate import read_model
     from repflow.data.flow import flow_rate, narrowed
     from repflow.figures import write_channels
     from repflow.models.learned import learned_flows
+    from repflow.training import open_checkpoint
     from repflow.video import read_clip
 
     if arguments.out.suffix.lower() not in (".gif", ".mp4"):
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
     _check_writable(arguments.out)
-    model, settings, _ = read_model(arguments.checkpoint)
+    model, settings, *_ = open_checkpoint(arguments.checkpoint)
     frames, width = arguments.frames or settings["frames"], arguments.width or 320
+    layer, channels = -1 if arguments.layer is None else arguments.layer, arguments.channels or [0, 1, 2]
     pixels = read_clip(arguments.video, arguments.start, frames, arguments.stride)
     pixels = np.stack([narrowed(frame, width) for frame in pixels])
     clip = torch.from_numpy(pixels).permute(3, 0, 1, 2) * (2 / 255) - 1
-    flows = learned_flows(model, -clip if settings.get("inverted") else clip)
-    if arguments.layer not in range(-len(flows), len(flows)):
-        raise UsageError(f"--layer {arguments.layer}: the model has {len(flows)} flows, 0 to {len(flows) - 1}")
-    flow = flows[arguments.layer]
-    if wrong := [channel for channel in arguments.channels if channel not in range(flow.shape[1])]:
+    flows = learned_flows(model, -clip if settings["inverted"] else clip)
+    if layer not in range(-len(flows), len(flows)):
+        raise UsageError(f"--layer {layer}: the model has {len(flows)} flows, 0 to {len(flows) - 1}")
+    flow = flows[layer]
+    if wrong := [channel for channel in channels if channel not in range(flow.shape[1])]:
         raise UsageError(f"--channels {wrong[0]}: this flow has channels 0 to {flow.shape[1] - 1}")
-    write_channels(arguments.out, pixels, flow, arguments.channels, flow_rate(arguments.video, arguments.stride))
+    write_channels(arguments.out, pixels, flow, channels, flow_rate(arguments.video, arguments.stride))
     sys.stdout.write(f"{arguments.out}\n")
     return 0
 

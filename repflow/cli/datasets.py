@@ -1,7 +1,7 @@
 """The arguments that name a data set and how clips are taken from it, for the commands that read one."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ from repflow.experiments import UsageError
 if TYPE_CHECKING:
     from repflow.data.lists import Listed
 
-RESIZE = 128  # pixels, before the released networks' crop of 112: our choice, since theirs is not known
 KINDS = "hmdb51", "kinetics", "synthetic"
 
 
@@ -31,38 +30,41 @@ def add_quarantine(parser: argparse.ArgumentParser) -> None:
         "folder that data check --out wrote into (default: ROOT/quarantine.txt, if there)")  # fmt: skip
 
 
-def open_dataset(arguments: argparse.Namespace, subset: str) -> "Listed":
+def check_dataset(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for arguments of a data set that don't go together."""
+    if arguments.data is None:
+        raise UsageError(f"--data SET ROOT: expected one of {', '.join(KINDS)} and its folder")
+    kind, _ = arguments.data
+    if kind not in KINDS:
+        raise UsageError(f"--data {kind}: expected one of {', '.join(KINDS)}, and then the folder")
+    if kind == "synthetic" and arguments.list:
+        raise UsageError("--list: SyntheticMotion has its own lists")
+
+
+def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[str] | None = None) -> "Listed":
     """The data set that the arguments name. `subset` is "train" or "test"; Kinetics tests on its "val".
 
-    Raises UsageError for arguments that don't go together, ValueError and OSError as the data set does.
+    classes: those to take where the arguments name none. Raises ValueError and OSError as the data set does.
     """
     from repflow.data import HMDB51, Kinetics, SyntheticMotion
     from repflow.data.lists import read_classes
 
-    if arguments.data is None:
-        raise UsageError(f"--data SET ROOT: expected one of {', '.join(KINDS)} and its folder")
     kind, root = arguments.data
-    if kind not in KINDS:
-        raise UsageError(f"--data {kind}: expected one of {', '.join(KINDS)}, and then the folder")
-    classes = read_classes(arguments.classes) if arguments.classes else None
     bad = arguments.quarantine
+    if arguments.classes:
+        classes = read_classes(arguments.classes)
     if kind == "kinetics":
-        return Kinetics(
-            root, "val" if subset == "test" else subset, csv=arguments.list, classes=classes, quarantine=bad
-        )
+        subset = "val" if subset == "test" else subset
+        return Kinetics(root, subset, csv=arguments.list, classes=classes, quarantine=bad)
     if kind == "hmdb51":
         return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True, quarantine=bad)
-    if arguments.list:
-        raise UsageError("--list: SyntheticMotion has its own lists")
     return SyntheticMotion(root, subset, classes, quarantine=bad)
 
 
 def add_clips(parser: argparse.ArgumentParser) -> None:
-    """--preset, --frames, --stride, --resize, --crop, --flow."""
+    """--frames, --stride, --resize, --crop, --flow: without them clips are as in the checkpoint's training."""
     add = parser.add_argument
-    add("--preset", choices=("2019",), help="clips as the released weights need them: 16 frames at stride 2, crop 112, "
-        f"values upside down, resized to {RESIZE} first (released checkpoints take this anyway)")  # fmt: skip
-    add("--frames", type=int, metavar="N", help="of a clip")
+    add("--frames", type=int, metavar="N", help="of a clip (default for this and the next three: as in training)")
     add("--stride", type=int, metavar="N", help="take every N-th frame")
     add("--resize", type=int, metavar="PX", help="the shorter side before cutting")
     add("--crop", type=int, metavar="PX", help="side of the square that is cut out")
@@ -70,10 +72,7 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
 
 
 def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for `Clips` and `Views`: the defaults, over them the preset's, over them what was asked for."""
-    from repflow.data import PRESETS
-
-    preset = PRESETS[arguments.preset] | {"resize": RESIZE} if arguments.preset else {}
+    """Settings for `Clips` and `Views`: the defaults, over them what was asked for."""
     names = ("frames", "stride", "resize", "crop", "flow")
     asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return {**defaults, **preset, **asked}
+    return {**defaults, **asked}

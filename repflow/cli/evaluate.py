@@ -1,18 +1,21 @@
 """`repflow evaluate` and `repflow convert`."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from repflow.cli.datasets import RESIZE, add_clips, add_dataset, clip_settings, open_dataset
+from repflow.cli.datasets import add_clips, add_dataset, check_dataset, clip_settings, open_dataset
 from repflow.experiments import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from repflow.data.lists import Listed
     from repflow.evaluation import Predictions
+    from repflow.training import Checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +24,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE",
         help="weights: of a run of this package, or a .pt file (or its conversion) of the 2019 release")  # fmt: skip
+    add("--key", metavar="NAME",
+        help="what the weights in a file not of this package are called, such as state_dict_ema")  # fmt: skip
     add("--predictions", type=Path, nargs="+", metavar="FILE", help="instead: what earlier evaluations saved")
     add("--weights", type=float, nargs="+", metavar="W", help="fuse those predictions: a weight for each")
     add_dataset(parser)
     add_clips(parser)
     add("--clips", type=int, default=10, metavar="N", help="clips of a video (default: 10)")
     add("--crops", type=int, choices=(1, 3), default=1, help="crops of a clip (default: 1)")
-    add("--batch", type=int, default=16, metavar="N", help="clips at once (default: 16)")
+    add("--batch", type=int, default=16, metavar="N", help="clips at once, a video's views too (default: 16)")
     add("--workers", type=int, default=0, metavar="N", help="processes that read videos (default: 0)")
     add("--out", type=Path, metavar="DIR", help="write predictions.npz, metrics.json, classes.csv, confusion.csv")
     add("--ours", type=Path, metavar="FILE",
@@ -36,19 +41,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Top-1 and top-5 accuracy on test videos, with 95 % intervals, and how many of the expected videos were evaluated.
-    With several --predictions: their weighted fusion, or without --weights the mean over folds. Several processes share
-    the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..."""
-    from repflow.evaluation import folds, measures, process_group, write_evaluation
+    Clips are cut as in the checkpoint's training, and its classes taken in its order. With several --predictions: their
+    weighted fusion, or without --weights the mean over folds. Several processes share the videos: torchrun
+    --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate ..."""
+    from repflow.evaluation import folds, measures, process_group, write_evaluation, write_metrics
 
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         raise UsageError("expected either --checkpoint or --predictions")
     if arguments.ours and not arguments.checkpoint:
         raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
+    if arguments.batch < 1:
+        raise UsageError(f"--batch: expected a whole number >= 1, got {arguments.batch}")
     facts: dict[str, object] = {}
     started = perf_counter()
     if arguments.checkpoint:
         with process_group() as first:
-            part, config = _evaluated(arguments)
+            if not first:
+                logging.getLogger("repflow").setLevel(logging.WARNING)  # the first one speaks
+            part, row = _evaluated(arguments)
             parts, facts = [part], {name: str(v) for name, v in vars(arguments).items() if v}
         if not first:
             return 0
@@ -58,12 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
     if len(parts) > 1:
         for part in parts:
             _show(measures(part))
-        _show(folds(parts))
+        mean = folds(parts)
+        _show(mean)
+        if arguments.out:
+            write_metrics(arguments.out, mean | {"predictions": arguments.predictions})
         return 0
     found = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
     _show(found)
     if arguments.ours:
-        _record(arguments, config, found, perf_counter() - started)
+        from repflow.experiments.compare import add_result
+
+        row["seconds"] += perf_counter() - started
+        add_result(arguments.ours, found, **row)
     return 0
 
 
@@ -83,32 +99,47 @@ def run_convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any] | None]":
-    """What the checkpoint says of the test videos, and how it was trained: see `read_model`."""
+def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any]]":
+    """What the checkpoint says of the test videos, and what the table --ours will say of it; see `_row`.
+
+    What takes no time is checked first.
+    """
     from repflow.data import Views
     from repflow.evaluation import evaluate
+    from repflow.training import open_checkpoint
 
     if arguments.weights:
         raise UsageError("--weights: fusion takes --predictions of several models")
-    source = open_dataset(arguments, "test")
-    model, defaults, config = read_model(arguments.checkpoint)
-    _check_fold(arguments, config)
-    settings = clip_settings(arguments, defaults)
+    check_dataset(arguments)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.key)
+    _check_fold(arguments, checkpoint)
+    row = _row(arguments, checkpoint) if arguments.ours else {}
+    source = _source(arguments, checkpoint)
+    settings = clip_settings(arguments, checkpoint.clips)
     views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
-    return evaluate(model, views, source, arguments.batch, arguments.workers), config
+    return evaluate(checkpoint.model, views, source, arguments.batch, arguments.workers), row
 
 
-def _check_fold(arguments: argparse.Namespace, config: "dict[str, Any] | None") -> None:
-    """Raise UsageError for a network of ours that was trained on the fold's test videos, and for --ours without one."""
-    from repflow.training import seconds_of
+def _source(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> "Listed":
+    """The test videos of the checkpoint's classes, in its order. Raises ValueError where --classes asks for others."""
+    from repflow.evaluation import check_classes
 
-    if config is None:
-        if arguments.ours:
-            raise UsageError("--ours: expected a checkpoint of `repflow train`, which says how it was trained")
-        return
-    if arguments.ours:
-        seconds_of(arguments.checkpoint)  # raises before the long work, not after it
-    about = config["about"]
+    source, known = open_dataset(arguments, "test"), checkpoint.classes
+    if known is None:
+        _log.info("%s does not say its classes: whether their order is the data set's cannot be checked",
+                  arguments.checkpoint)  # fmt: skip
+        return source
+    if not arguments.classes and source.classes != known:
+        _log.info("the %d classes are taken from %s, in its order; the data set has %d",
+                  len(known), arguments.checkpoint, len(source.classes))  # fmt: skip
+        source = open_dataset(arguments, "test", known)
+    check_classes(known, source.classes, f"{arguments.checkpoint} and the data set")
+    return source
+
+
+def _check_fold(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> None:
+    """Raise UsageError for a network of ours that was trained on the fold's test videos."""
+    about = checkpoint.config["about"] if checkpoint.config else {}
     if arguments.data[0] == about.get("set") == "hmdb51" and arguments.fold != about["fold"]:
         raise UsageError(
             f"--fold {arguments.fold}: {arguments.checkpoint} was trained on fold {about['fold']}, in which are test "
@@ -116,54 +147,29 @@ def _check_fold(arguments: argparse.Namespace, config: "dict[str, Any] | None") 
         )
 
 
-def _trained_on(checkpoint: str) -> str | None:
-    from repflow.training import read_checkpoint
-
-    return read_checkpoint(checkpoint)["config"]["about"].get("set")
-
-
-def _record(
-    arguments: argparse.Namespace, config: "dict[str, Any]", found: dict[str, float | int], seconds: float
-) -> None:
-    """Add what was found to the table --ours, with the time that training took, too."""
-    from repflow.experiments.compare import add_result
+def _row(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What `add_result` needs besides the measures, with the seconds that training took."""
     from repflow.models.systems import SYSTEMS
-    from repflow.training import seconds_of
+    from repflow.training import read_checkpoint, seconds_of
 
+    config = checkpoint.config
+    if config is None:
+        raise UsageError("--ours: expected a checkpoint of `repflow train`, which says how it was trained")
     kind = arguments.data[0]
     data_set = {"kinetics": "kinetics400", "synthetic": "synthetic_motion"}.get(kind, kind)
-    if kind == "hmdb51" and config["init_from"] and _trained_on(config["init_from"]) == "kinetics":
-        data_set = "hmdb51_kinetics"
-    add_result(
-        arguments.ours,
-        found,
-        system=config["model"],
-        backbone=config["options"].get("backbone") or SYSTEMS[config["model"]].backbones[0],
-        data_set=data_set,
-        fold=arguments.fold if kind == "hmdb51" else None,
-        clips=arguments.clips,
-        crops=arguments.crops,
-        seed=config["recipe"]["seed"],
-        seconds=seconds + seconds_of(arguments.checkpoint),
-    )
-
-
-def read_model(checkpoint: Path) -> "tuple[nn.Module, dict[str, Any], dict[str, Any] | None]":
-    """A model in eval mode, of this package or of the 2019 release; the settings of clips as it was trained on; and how
-    it was trained, as its run's config.json has it, None for the 2019 release's."""
-    from repflow.data import PRESETS
-    from repflow.official import CheckpointError, kind_of, load
-    from repflow.training import load_model, read_checkpoint
-
-    try:
-        return load(checkpoint, kind_of(checkpoint)), PRESETS["2019"] | {"resize": RESIZE}, None
-    except CheckpointError as error:
-        try:
-            config = read_checkpoint(checkpoint)["config"]
-        except (ValueError, OSError):
-            raise error from None
-        settings = {name: config["recipe"][name] for name in ("frames", "stride", "resize", "crop")}
-        return load_model(checkpoint), settings, config
+    if kind == "hmdb51" and config["init_from"]:
+        before = read_checkpoint(config["init_from"])["config"]["about"].get("set")
+        data_set = "hmdb51_kinetics" if before == "kinetics" else data_set
+    return {
+        "system": config["model"],
+        "backbone": config["options"].get("backbone") or SYSTEMS[config["model"]].backbones[0],
+        "data_set": data_set,
+        "fold": arguments.fold if kind == "hmdb51" else None,
+        "clips": arguments.clips,
+        "crops": arguments.crops,
+        "seed": config["recipe"]["seed"],
+        "seconds": seconds_of(arguments.checkpoint),
+    }
 
 
 def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repflow.experiments.parameters import PROFILES, UsageError
 
@@ -92,17 +92,8 @@ def _check_commands(sweep: "Sweep") -> None:
                 and (model := (arguments.model, train._settings(arguments)[1])) not in models
             ):
                 models.append(model)
-                _try(*model)
+                train.check_model(*model)
         except SystemExit:
             raise UsageError(f"repflow {' '.join(words)}: {said.getvalue().strip().splitlines()[-1]}") from None
         except ValueError as error:
             raise UsageError(f"repflow {' '.join(words)}: {error}") from None
-
-
-def _try(name: str, options: dict[str, Any]) -> None:
-    import torch
-
-    from repflow.models import build_model
-
-    with torch.device("meta"):
-        build_model(name, 2, **options | {"weights": None})

@@ -2,19 +2,23 @@
 
 import argparse
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from repflow.cli.datasets import add_dataset, open_dataset
+from repflow.cli.datasets import add_dataset, check_dataset, open_dataset
 from repflow.experiments import UsageError
 
 if TYPE_CHECKING:
     from repflow.training import Recipe, Trained
+
+_log = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> "Trained":
     from repflow.training import split, train
 
-    source = open_dataset(arguments, "train")
+    check_dataset(arguments)
     recipe, options = _settings(arguments)
+    check_model(arguments.model, options, arguments.init_from if _is_new(arguments.out) else None)
+    source = open_dataset(arguments, "train")
     training, validation = split(source, recipe.validation, recipe.seed) if recipe.validation else (source, None)
     if validation and not validation.samples:  # one video of each class
         validation = None
@@ -68,6 +74,7 @@ def _train(arguments: argparse.Namespace) -> "Trained":
             f"{len(validation.samples) if validation else 0} for validation, {len(source.missing)} missing, "
             f"{len(source.quarantined)} quarantined\n"
         )
+    recipe = _fitted(recipe, len(training.samples), arguments)
     return train(
         arguments.model,
         recipe.clips(training, train=True, flow=arguments.flow),
@@ -78,9 +85,37 @@ def _train(arguments: argparse.Namespace) -> "Trained":
         init_from=arguments.init_from,
         devices=arguments.devices,
         nodes=arguments.nodes,
-        about={"set": arguments.data[0], "fold": arguments.fold, "classes": source.classes},
+        about={"set": arguments.data[0], "fold": arguments.fold},
         **options,
     )
+
+
+def check_model(name: str, options: Mapping[str, Any], init_from: Path | None = None) -> None:
+    """Raise ValueError or OSError where `train` would for the model or what it begins with; takes no memory."""
+    import torch
+
+    from repflow.models import build_model
+    from repflow.training.folder import body_for
+
+    with torch.device("meta"):
+        model = build_model(name, 2, **{**options, "weights": None})
+    if init_from:
+        body_for(model, init_from)
+
+
+def _is_new(out: Path) -> bool:
+    return not any((out / "checkpoints").glob("step-*.pt"))
+
+
+def _fitted(recipe: "Recipe", videos: int, arguments: argparse.Namespace) -> "Recipe":
+    """The recipe with a batch for so few videos, unless one was asked for."""
+    parts = recipe.accumulate * arguments.devices * arguments.nodes
+    batch = videos // parts * parts
+    if batch >= recipe.batch or batch < 1 or any(text.startswith("batch=") for text in arguments.settings):
+        return recipe
+    if _speaks():
+        _log.info("batch: %d instead of %d, for %d training videos", batch, recipe.batch, videos)
+    return replace(recipe, batch=batch)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:

@@ -86,6 +86,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
         if flip and getattr(source, "directed", False):
             raise ValueError(f"flip: {type(source).__name__} tells left from right; a mirrored clip has another class")
         self.samples, self.root = source.samples, getattr(source, "root", None)
+        self.classes: list[str] | None = getattr(source, "classes", None)
         if flow not in (None, "tvl1") and (self.root is None or not os.path.isdir(flow)):
             raise ValueError(
                 f"flow: expected 'tvl1' or the folder with the flow of the videos under {self.root}, got {flow!r}; "

@@ -4,10 +4,10 @@ Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV
 """
 
 import os
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from repflow.arguments import warn
 from repflow.data.lists import (
     Listed,
     PathLike,
@@ -84,10 +84,9 @@ class HMDB51(Listed):
             and self.expected != count
             and self.classes == official_classes("hmdb51")
         ):
-            warnings.warn(
+            warn(
                 f"{str(root)!r}: expected {count} videos in the split files of fold {fold}, {subset}, got "
-                f"{self.expected}; results will not compare with others'; unpack the official split files again",
-                stacklevel=2,
+                f"{self.expected}; results will not compare with others'; unpack the official split files again"
             )
 
 

@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from functools import cache
@@ -12,7 +11,9 @@ from io import StringIO
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote_to_bytes
 
-# What `repflow.video` reads, in any case; of two files of one stem in one folder the one whose ending comes first counts.
+from repflow.arguments import warn
+
+# What `repflow.video` reads, in any case. Of files of one stem in one folder the one whose ending comes first counts.
 ENDINGS = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2"),
     *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".dv", ".gif"),
@@ -58,10 +59,9 @@ class Listed:
                 self.samples.append((path, label))
         self.expected = len(self.samples) + len(self.missing) + len(self.quarantined)
         if dangling:
-            warnings.warn(
-                f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; fetch "
-                "their content (git annex get, dvc pull)",
-                stacklevel=3,
+            warn(
+                f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; "
+                "fetch their content (git annex get, dvc pull)"
             )
 
     def _expect_samples(self, subset: str) -> None:
@@ -192,10 +192,9 @@ def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]
             )
         paths.add(root / path)
     if paths and not any(map(os.path.lexists, paths)):
-        warnings.warn(
+        warn(
             f"{str(file)!r}: not one of its {len(paths)} videos is under {str(root)!r}, so it leaves out nothing; its "
-            "paths are relative to the folder that was checked: give that folder, or delete the list",
-            stacklevel=2,
+            "paths are relative to the folder that was checked: give that folder, or delete the list"
         )
     return paths
 

@@ -3,16 +3,13 @@
 repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
 """
 
+import warnings
+
 from repflow.experiments.grid import Sweep, read_sweep
 from repflow.experiments.parameters import find_notebooks
 from repflow.experiments.sweep import draw, summary
 from repflow.experiments.teaching import show
 from repflow.files import Row, read_csv, results_folder, text_table
-
-
-def asked() -> list[str]:
-    """The names of the sweeps that have a table in results/sweeps."""
-    return sorted(path.stem for path in (results_folder() / "sweeps").glob("*.csv"))
 
 
 def measured(name: str) -> tuple[Sweep, list[Row]]:
@@ -24,7 +21,8 @@ def measured(name: str) -> tuple[Sweep, list[Row]]:
     lines = read_csv(results_folder() / "sweeps" / f"{name}.csv")
     names = [*sweep.axes, "seed"]
     points = [[_written(point.values[axis]) for axis in names] for point in sweep.points]
-    if [[line[axis] for axis in names] for line in lines] != points:
+    found = [[line.get(axis) for axis in names] for line in lines]
+    if found != points or not set(sweep.metrics) <= set(lines[0]):
         raise ValueError(
             f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.yaml: run it again"
         )
@@ -36,8 +34,12 @@ def measured(name: str) -> tuple[Sweep, list[Row]]:
 
 def show_answer(name: str) -> None:
     """Show a sweep's question, hypothesis and measurement in a notebook's output; the numbers are its text for those
-    who cannot see it."""
-    sweep, rows = measured(name)
+    who cannot see it. Of a sweep that was changed since it ran, warn instead: that is no fault of the notebook's."""
+    try:
+        sweep, rows = measured(name)
+    except (ValueError, OSError) as error:
+        warnings.warn(str(error), stacklevel=2)
+        return
     show(draw(sweep, rows), f"{sweep.question}\n{text_table(summary(sweep, rows))}")
 
 

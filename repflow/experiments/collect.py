@@ -19,7 +19,6 @@ from repflow.files import Row, read_csv
 from repflow.models.systems import SYSTEMS
 
 MEASURES = {"top1": "top-1 of 12", "basic": "basic eight", "pairs": "faster or slower"}
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % point of the t distribution, by the number of seeds
 
 
 def means(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, np.ndarray]]:
@@ -56,8 +55,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def _interval(values: np.ndarray) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values))
+    half = _student(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return f"{values.mean():.1f} ± {half:.1f}"
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % point of the t distribution; the density of the angle a, t = √degrees tan a, is a power of cos a."""
+    edges = np.linspace(0, math.pi / 2, 100_001)
+    below = np.append(0, np.cumsum(np.cos((edges[:-1] + edges[1:]) / 2) ** (degrees - 1)))
+    return math.sqrt(degrees) * math.tan(np.interp(0.95 * below[-1], below, edges))
 
 
 def solver_times(rows: Sequence[dict[str, str]]) -> str:

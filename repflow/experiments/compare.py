@@ -7,7 +7,7 @@ from typing import Any
 
 from repflow.benchmark import environment, paper_table
 from repflow.experiments.parameters import UsageError
-from repflow.files import Row, read_csv, write_csv
+from repflow.files import Row, append_csv
 from repflow.models.systems import SYSTEMS
 
 # The paper's columns, by their names in results/paper.csv, and how the table here calls them.
@@ -32,12 +32,13 @@ def add_result(
     seed: int,
     seconds: float,
 ) -> None:
-    """Append a row to our table, made where there is none; it appears whole or not at all.
+    """Append a row to our table, made where there is none; several processes may do so at once.
 
     measures: what `repflow.evaluation.measures` returns; the interval is that of top-1. system: its name in SYSTEMS.
     data_set: a column of the paper's table ("hmdb51_kinetics": HMDB51 after pre-training on Kinetics), or
     "synthetic_motion". fold: of HMDB51, else None. seconds: that training and testing took. Machine, versions and
-    commit are added here. Raises UsageError for an unknown system, backbone, data set or fold.
+    commit are added here. Raises UsageError for an unknown system, backbone, data set or fold, and a table of
+    other columns.
     """
     if system not in SYSTEMS:
         raise UsageError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
@@ -53,10 +54,10 @@ def add_result(
     row |= {ours: float(measures[theirs]) for ours, theirs in MEASURES.items()}
     row |= {name: int(measures[name]) for name in COUNTS} | {"seconds": float(seconds)}
     row |= environment() | {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
-    earlier = read_csv(file) if file.is_file() else []
-    if earlier and list(earlier[0]) != list(row):
-        raise UsageError(f"{file}: expected the columns {', '.join(row)}, found {', '.join(earlier[0])}")
-    write_csv(file, [*earlier, row])
+    try:
+        append_csv(file, row)
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, str]] | None = None) -> list[Row]:

@@ -27,6 +27,8 @@ _STAND_INS = {
 }
 _UNKNOWN = re.compile(r"\\|<mi>&amp;|<mo />|linebreak=")  # commands and columns that the converter lets through
 
+_RELATIONS = ("=", "←", "≈", "≤", "≥")
+
 _NOTEBOOK = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
@@ -39,7 +41,11 @@ _NOTEBOOK = """
   main td code { overflow-wrap: anywhere; }
   main h2 { line-height: 1.25 !important; }
   math { font-size: 1.12em; }
-  math[display="block"] { margin: 1em 0; }
+  .equation { display: block; margin: 1em 0; text-align: center; overflow-x: auto; line-height: 2.4; }
+  @media (max-width: 500px) {
+    .equation { font-size: .77em; }
+    .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; }
+  }
   [mathvariant^="bold"] { font-weight: bold; }
   [mathvariant="bold"], [mathvariant="normal"] { text-transform: none; }
   mtd[columnalign="left"] { text-align: left; }
@@ -100,10 +106,31 @@ def mathml(latex: str, display: str) -> str:
         _set(tree)
         markup = ElementTree.tostring(tree, encoding="unicode")
         if not _UNKNOWN.search(markup):
-            return markup
+            return markup if display == "inline" else _wrapping(tree)
         problem = "it holds what latex2mathml does not know"
     log.warning("a formula stays LaTeX on its page, %s: %s", problem, latex.strip())
     return f"<code>{html.escape(latex)}</code>"
+
+
+def _wrapping(tree: ElementTree.Element) -> str:
+    """Return a displayed formula in pieces between which a narrow page breaks the line, as no browser does in one.
+
+    Pieces begin at relations and end at wide spaces.
+    """
+    pieces: list[list[ElementTree.Element]] = [[]]
+    for element in tree[0]:
+        wide = element.tag == "mspace" and element.get("width") == "2em"
+        if pieces[-1] and (wide or (element.tag == "mo" and element.text in _RELATIONS)):
+            pieces.append([])
+        if wide:
+            element.set("width", "1em")
+        pieces[-1].append(element)
+    markup = []
+    for piece in pieces:
+        math = ElementTree.Element("math", tree.attrib | {"display": "inline", "displaystyle": "true"})
+        ElementTree.SubElement(math, "mrow").extend(piece)
+        markup.append(ElementTree.tostring(math, encoding="unicode"))
+    return f'<span class="equation">{"<wbr>".join(markup)}</span>'
 
 
 def _set(tree: ElementTree.Element) -> None:
@@ -116,11 +143,6 @@ def _set(tree: ElementTree.Element) -> None:
         for before, sign in itertools.pairwise(row):
             if before.tag == sign.tag == "mo" and sign.text in ("+", "−") and before.text not in tuple(")]|‖"):
                 sign.set("form", "prefix")
-
-
-def markdown(source: str) -> str:
-    """Return Markdown (with tables and formulas) as HTML."""
-    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
 
 
 class _Renderer(IPythonRenderer):

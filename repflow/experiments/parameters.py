@@ -1,8 +1,9 @@
 """Which notebooks to run, and with which values.
 
-The one code cell tagged `parameters` of a notebook holds lines such as `steps: int = 250  # optimiser steps`. The type
-is int, float, bool, str, Literal["a", "b"], or one of these `| None`; the default is a literal of that type. The cell
-is read with `ast`, never evaluated, and every value from elsewhere is checked against it before anything starts.
+The one code cell tagged `parameters` of a notebook holds lines such as `steps: int = 250  # >= 1: optimiser steps`. The
+type is int, float, bool, str, Literal["a", "b"], or one of these `| None`; the default is a literal of that type. The
+comment may begin with the bounds of a number, `>= 1: ` or `> 0, <= 1: `. The cell is read with `ast`, never evaluated,
+and every value from elsewhere is checked against it before anything starts.
 """
 
 import ast
@@ -10,6 +11,7 @@ import difflib
 import io
 import itertools
 import math
+import operator
 import re
 import tokenize
 import tomllib
@@ -21,6 +23,9 @@ from typing import Any
 
 PROFILES = ("tiny", "small", "paper")
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+# The pages that a run makes of its own, by name.
+OWN_PAGES = {"index": "Run", "api": "Reference"}
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 _PACKAGE = Path(__file__).parents[1]
 
@@ -31,24 +36,30 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell. `choices` is empty unless its type is a Literal; `optional` allows None."""
+    """One line of a parameters cell.
+
+    `choices` is empty unless its type is a Literal; `optional` allows None; `bounds` are pairs such as (">=", 1.0).
+    """
 
     name: str
     kind: type
     choices: tuple[str, ...]
     optional: bool
     help: str
+    bounds: tuple[tuple[str, float], ...] = ()
     default: Any = None
 
     def check(self, value: object) -> Any:
-        """Return `value`, a whole number as float where a float is expected; raise UsageError if the type differs."""
+        """Return `value`, a whole number as float where a float is expected; raise UsageError if it cannot be."""
         if value is None and self.optional:
             return None
         if self.kind is float and type(value) is int:
             value = float(value)
         fits = type(value) is self.kind and (self.kind is not float or math.isfinite(value))
-        if not fits or (self.choices and value not in self.choices):
+        fits = fits and (not self.choices or value in self.choices)
+        if not (fits and all(_COMPARE[sign](value, bound) for sign, bound in self.bounds)):
             expected = "one of " + ", ".join(self.choices) if self.choices else _WORDS[self.kind]
+            expected += "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
             what = f"{self.name} ({self.help})" if self.help else self.name
             raise UsageError(f"{what} takes {expected}{' or none' * self.optional}, not {value!r}")
         return value
@@ -92,8 +103,12 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
             there = ", ".join(k.stem for k in known) or "none here"
             raise UsageError(f"no notebook {name!r}; there are: {there}; or give the path of an .ipynb file")
         chosen += matches
-    if len({path.stem for path in chosen}) < len(chosen):
-        raise UsageError("a notebook is named twice; results are kept by name, so give each name once")
+    names = [path.stem.casefold() for path in chosen]  # folded, for disks on which A and a are one file
+    for path, name in zip(chosen, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError(f"{path.stem} is named twice; results are kept by name, so give each name once")
+        if name in OWN_PAGES:
+            raise UsageError(f"{path}: {path.stem}.html is the run's own page; give the notebook another name")
     if not (chosen or known):
         raise UsageError(f"no notebooks in {folders[1]}; give the path of an .ipynb file")
     return chosen or known
@@ -188,13 +203,30 @@ def _read_cell(source: str) -> dict[str, Parameter]:
 def _parameter(statement: ast.stmt, comment: str) -> Parameter:
     match statement:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
-            parameter = Parameter(name, *_annotation(annotation), comment)
+            kind, choices, optional = _annotation(annotation)
+            bounds, comment = _bounds(comment) if kind in (int, float) else ((), comment)
+            parameter = Parameter(name, kind, choices, optional, comment, bounds)
             try:
                 default = ast.literal_eval(value)
             except (ValueError, TypeError):
                 raise UsageError(f"the default of {name} must be a literal, not {ast.unparse(value)}") from None
             return replace(parameter, default=parameter.check(default))
     raise UsageError(f"expected `name: type = default  # help`, found {ast.unparse(statement)}")
+
+
+def _bounds(comment: str) -> tuple[tuple[tuple[str, float], ...], str]:
+    """Return the bounds that a comment begins with, and the rest of it."""
+    found = re.match(r"(?P<bounds>[<>][^:]*): *(?P<help>.*)", comment)
+    if not found:
+        return (), comment
+    parts = [part.partition(" ") for part in re.split(", *", found["bounds"])]
+    try:
+        bounds = tuple((sign, float(number)) for sign, _, number in parts)
+        if all(sign in _COMPARE for sign, _ in bounds):
+            return bounds, found["help"]
+    except ValueError:
+        pass
+    raise UsageError(f"expected bounds such as `>= 1: ` or `> 0, <= 1: ` before the help, found {comment!r}")
 
 
 def _annotation(node: ast.expr) -> tuple[type, tuple[str, ...], bool]:

@@ -34,12 +34,14 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
     """Execute notebooks and return the path of the run's index page and whether all went well.
 
     `out`/<time>/ receives each notebook's executed copy, metrics and headline figure, and the pages of `write_site`. A
-    notebook that fails keeps what it did, and the others still run. After ctrl-C, SIGTERM or SIGHUP the folder holds
-    what there is and KeyboardInterrupt is raised. Raises OSError, before anything starts, if `out` cannot be written.
+    notebook that fails keeps what it did, and the others still run; a page that cannot be made costs no other. After
+    ctrl-C, SIGTERM or SIGHUP the folder holds what there is and KeyboardInterrupt is raised. Raises OSError, before
+    anything starts, if `out` cannot be written.
     """
     from repflow.experiments.site import write_site
 
     final, folder = _new_folder(out)
+    whole = False
     token = uuid.uuid4().hex
     records: list[dict[str, Any]] = []
     with _one_interrupt():
@@ -52,9 +54,13 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
                     raise KeyboardInterrupt
         finally:
             _end(token)  # a signal may have come in the middle of this very call
-            write_site(folder, final.name, profile, jobs, records)
-            folder.rename(final)
-    return final / "index.html", not any(record["error"] for record in records)
+            try:
+                whole = write_site(folder, final.name, profile, jobs, records)
+            finally:  # whatever became of the pages: what was computed gets its name
+                folder.rename(final)
+                if not whole:
+                    log.error("%s: not all pages could be made; the executed notebooks and metrics are there", final)
+    return final / "index.html", whole and not any(record["error"] for record in records)
 
 
 def _new_folder(out: Path) -> tuple[Path, Path]:

@@ -1,8 +1,9 @@
-"""A run as one static site: its notebooks' pages, an index, the tables in results/ and a reference of the package."""
+"""A run as one static site: its notebooks' pages, an index and a reference of the package."""
 
-import base64
 import html
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,18 +12,12 @@ import jinja2
 import nbformat
 from markupsafe import Markup
 
-from repflow.benchmark import paper_table
-from repflow.experiments import sweep as sweeps
-from repflow.experiments.answers import asked, measured
-from repflow.experiments.collect import sections
-from repflow.experiments.pages import markdown, notebook_page
-from repflow.experiments.parameters import Job
+from repflow.experiments.pages import notebook_page
+from repflow.experiments.parameters import OWN_PAGES, Job
 from repflow.experiments.reference import reference
 from repflow.experiments.reporting import summary
-from repflow.files import results_folder
-from repflow.models.systems import SYSTEMS
 
-_FIXED = {"index": "Run", "results": "Results", "api": "Reference"}
+log = logging.getLogger(__name__)
 
 _BASE = """<!DOCTYPE html>
 <html lang="en">
@@ -107,91 +102,58 @@ PyTorch {{ at.torch }}, repflow {{ at.repflow }}{% if at.commit %} at {{ at.comm
 </main>
 """
 
-_RESULTS = """
-<header><h1>Results</h1></header>
-<main>
-{%- for title, table in tables.items() %}
-<h2>{{ title[0] | upper }}{{ title[1:] }}</h2>
-<div class="wide">{{ table }}</div>
-{%- endfor %}
-<h2>The paper's questions, on SyntheticMotion</h2>
-<p>In percent: means over seeds, smallest to largest.</p>
-{%- for sweep, rows in questions %}
-<h3>{{ sweep.question }}</h3>
-<p>Hypothesis: {{ sweep.hypothesis }}</p>
-<div class="wide"><table>
-<thead><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{%- for row in rows %}
-<tr>{% for cell in row.values() %}<td>{{ cell }}</td>{% endfor %}</tr>
-{%- endfor %}
-</tbody></table></div>
-{%- endfor %}
-<h2>The paper's table</h2>
-<div class="wide"><table>
-<thead><tr>{% for name in columns.values() %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{%- for row in paper %}
-<tr>{% for name in columns %}<td>{{ row[name] or "–" }}</td>{% endfor %}</tr>
-{%- endfor %}
-</tbody></table></div>
-<h2>Figures</h2>
-{%- for name, picture in figures.items() %}
-<figure><img src="data:image/png;base64,{{ picture }}" alt="Figure of the table {{ name }}">
-<figcaption>{{ name }}</figcaption></figure>
-{%- endfor %}
-</main>
-"""
-
-_COLUMNS = {
-    "method": "method",
-    "kinetics400": "Kinetics-400 (top-1, %)",
-    "hmdb51": "HMDB51 (top-1, %)",
-    "hmdb51_kinetics": "HMDB51, after Kinetics (top-1, %)",
-    "ms": "ms per clip (Titan X)",
-    "here": "here",
-}
 _TEMPLATES = jinja2.Environment(autoescape=True)
 _TEMPLATES.filters["summary"] = summary
 
 
-def write_site(folder: Path, name: str, profile: str, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> None:
+def write_site(folder: Path, name: str, profile: str, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> bool:
     """Write the pages of a run into `folder`, where its executed notebooks lie: index.html leads to all others.
 
-    records: the metrics of the jobs that were run, in their order; the index names the others.
+    records: the metrics of the jobs that were run, in their order; the index names the others. Returns whether every
+    page could be made; one that could not says so and why, as the log does.
     """
     titles = {record["notebook"]: record["title"] for record in records}
     names = list(titles)
+
+    def notebook(job: Job, links: dict[str, str]) -> str:
+        here = job.notebook.stem
+        executed = nbformat.read(folder / f"{here}.ipynb", as_version=4)
+        return notebook_page(executed, titles[here], job.notebook.parent, _navigation(links), titles)
+
+    def own(page: str, content: Callable[[], str]) -> bool:
+        title = f"repflow run {name}" if page == "index" else f"{OWN_PAGES[page]}, repflow run {name}"
+        return _write(folder / f"{page}.html", title, lambda: _page(title, content()))
+
+    made = []
     for job, before, here, behind in zip(jobs, [None, *names], names, [*names[1:], None], strict=False):
-        notebook = nbformat.read(folder / f"{here}.ipynb", as_version=4)
-        links = _FIXED | {name: f"{arrow} {titles[name]}" for name, arrow in ((before, "←"), (behind, "→")) if name}
-        page = notebook_page(notebook, titles[here], job.notebook.parent, _navigation(links), titles)
-        (folder / f"{here}.html").write_text(page, encoding="utf-8")
-    results = results_folder()
-    here = {system.paper: name for name, system in SYSTEMS.items()}
-    contents = {
-        "index": _render(
-            _INDEX,
-            title=f"repflow run {name}",
-            profile=profile,
-            records=records,
-            missing=[job.notebook.stem for job in jobs[len(records) :]],
-            figures={path.stem for path in folder.glob("*.png")},
-        ),
-        "results": _render(
-            _RESULTS,
-            tables={title: Markup(markdown(text)) for title, text in sections(results).items()},
-            questions=[(sweep, sweeps.summary(sweep, rows)) for sweep, rows in map(measured, asked())],
-            paper=[row | {"ms": _milliseconds(row), "here": here.get(row["method"])} for row in paper_table().values()],
-            columns=_COLUMNS,
-            figures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in results.glob("*.png")},
-        ),
-        "api": Markup(reference()),
-    }
-    for page, content in contents.items():
-        title = f"repflow run {name}" if page == "index" else f"{_FIXED[page]}, repflow run {name}"
-        text = _render(_BASE, title=title, navigation=Markup(_navigation(_FIXED)), content=content)
-        (folder / f"{page}.html").write_text(text, encoding="utf-8")
+        links = OWN_PAGES | {name: f"{arrow} {titles[name]}" for name, arrow in ((before, "←"), (behind, "→")) if name}
+        made.append(_write(folder / f"{here}.html", titles[here], partial(notebook, job, links)))
+    index = partial(
+        _render,
+        _INDEX,
+        title=f"repflow run {name}",
+        profile=profile,
+        records=records,
+        missing=[job.notebook.stem for job in jobs[len(records) :]],
+        figures={path.stem for path in folder.glob("*.png")},
+    )
+    return all([*made, own("api", reference), own("index", index)])
+
+
+def _write(file: Path, title: str, make: Callable[[], str]) -> bool:
+    """Write a page, or what went wrong with it, so that it costs no other page and no link leads nowhere."""
+    try:
+        text, made = make(), True
+    except Exception as error:  # a notebook may hold anything, and what converts it raises whatever it stumbles over
+        problem = f"this page could not be made: {type(error).__name__}: {error}"
+        log.error("%s: %s", file.name, problem)
+        text, made = _page(title, html.escape(problem)), False
+    file.write_text(text, encoding="utf-8")
+    return made
+
+
+def _page(title: str, content: str) -> str:
+    return _render(_BASE, title=title, navigation=Markup(_navigation(OWN_PAGES)), content=Markup(content))
 
 
 def _render(template: str, **values: object) -> Markup:
@@ -201,7 +163,3 @@ def _render(template: str, **values: object) -> Markup:
 def _navigation(links: dict[str, str]) -> str:
     shown = [f'<a href="{quote(name)}.html">{html.escape(text)}</a>' for name, text in links.items()]
     return f'<nav class="site">{" ".join(shown)}</nav>'
-
-
-def _milliseconds(row: dict[str, str]) -> str:
-    return f"{row['milliseconds']} ± {row['spread']}" if row["milliseconds"] else ""

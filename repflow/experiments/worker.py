@@ -6,6 +6,7 @@ starts without PyTorch.
 
 import json
 import logging
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -42,13 +43,19 @@ def execute(source: str, target: str, parameters: dict[str, Any]) -> None:
                 raise
 
 
+def _failing_line(traceback: list[str]) -> str:
+    """The line of code that a traceback of IPython's points at: for an error without a message, all there is to say."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(traceback))
+    return ["", *re.findall(r"(?m)^-+> *\d+ +(.*)$", text)][-1]
+
+
 def main() -> None:
     """Execute the notebook that the command line names."""
     source, target, outcome, parameters = sys.argv[1:]
     try:
         execute(source, target, json.loads(parameters))
     except papermill.PapermillExecutionError as error:
-        problem = f"{error.ename}: {error.evalue} (In [{error.exec_count}])"
+        problem = f"{error.ename}: {error.evalue or _failing_line(error.traceback)} (In [{error.exec_count}])"
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     else:

@@ -1,6 +1,6 @@
 """The 2019 PyTorch releases today: their layers, their networks, and their weights."""
 
-from repflow.official.checkpoints import CheckpointError, convert, kind_of, load
+from repflow.official.checkpoints import CheckpointError, convert, kind_of, load, of_training, read
 from repflow.official.layers import FlowLayer201902, FlowLayer201906
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 
@@ -13,4 +13,6 @@ __all__ = [
     "convert",
     "kind_of",
     "load",
+    "of_training",
+    "read",
 ]

@@ -21,6 +21,7 @@ from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 # The networks, and whose shape tells the number of classes.
 MODELS = {"kinetics": (KineticsModel, "classify.weight"), "hmdb_flow_of_flow": (HMDBFlowOfFlow, "fc.weight")}
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+COUNTERS = ("n_averaged", "steps")  # beside an average of weights: AveragedModel's, MMEngine's
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, a LightningModule's attributes
 WEIGHTS, RECORD = "model.safetensors", "model.json"  # the two files of a folder by `convert`
 
@@ -38,24 +39,26 @@ class CheckpointError(ValueError):
     """A file without weights for the model, or one that cannot be read safely. The message names it and says why."""
 
 
-def load(path: str | Path, model: str = "kinetics") -> nn.Module:
+def load(path: str | Path, model: str | None = "kinetics", key: str | None = None) -> nn.Module:
     """A released network with the weights in `path`: float32, on the CPU, in eval mode.
 
     path: a file by torch.save, of any year, which holds a state dict, or a dictionary with one under a name among
         `WRAPPERS`; its keys may begin with the `PREFIXES`. Or a .safetensors file, or a folder by `convert`.
-    model: "kinetics" or "hmdb_flow_of_flow". The classifier's shape tells the number of classes.
+    model: "kinetics" or "hmdb_flow_of_flow", or None for the one that the weights are of. The classifier's shape tells
+        the number of classes.
+    key: the name that the state dict has in the file, where it is another one, such as "state_dict_ema".
 
     Nothing in a file is run. Raises CheckpointError where it cannot be read, or its weights do not fit or are not
     finite; ValueError for another model.
     """
-    if model not in MODELS:
+    if model not in (*MODELS, None):
         raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
     path, options = Path(path), {}
-    with _naming(f"{path}, model {model!r}"):
+    with _naming(f"{path}, model {model!r}" if model else str(path)):
+        state = _tensors(path, key)
+        model = model or _released(state)
         if path.is_dir():
             options["iterations"] = _iterations(path / RECORD, model)
-            path = path / WEIGHTS
-        state = _tensors(path)
         build, classifier = MODELS[model]
         weight = state.get(classifier)
         if weight is not None and weight.ndim and weight.numel():
@@ -69,18 +72,20 @@ def load(path: str | Path, model: str = "kinetics") -> nn.Module:
 def kind_of(path: str | Path) -> str:
     """Which of the released networks the weights in `path` are of: "kinetics" or "hmdb_flow_of_flow".
 
-    Raises CheckpointError where they are of neither, or cannot be read.
+    Raises CheckpointError where they are of neither, such as those of `repflow train`, or cannot be read.
     """
-    path = Path(path)
     with _naming(str(path)):
-        state = _tensors(path / WEIGHTS if path.is_dir() else path)
-        for name, (_, classifier) in MODELS.items():
-            if classifier in state:
-                return name
-        raise CheckpointError(
-            f"expected weights of a released network, which have {' or '.join(c for _, c in MODELS.values())}; got "
-            f"{len(state)} others, such as {next(iter(state))}"
-        )
+        return _released(_tensors(Path(path)))
+
+
+def _released(state: Mapping[str, Tensor]) -> str:
+    for name, (_, classifier) in MODELS.items():
+        if classifier in state:
+            return name
+    raise CheckpointError(
+        f"expected weights of a released network, which have {' or '.join(c for _, c in MODELS.values())}; got "
+        f"{len(state)} others, such as {next(iter(state))}"
+    )
 
 
 def convert(path: str | Path, model: str, out: str | Path) -> None:
@@ -135,8 +140,6 @@ def _iterations(file: Path, model: str) -> int:
         with file.open(encoding="utf-8") as text:
             record = json.loads(text.read(10_000))
         found, iterations = record["model"], record["iterations"]
-    except FileNotFoundError:
-        raise CheckpointError(f"a folder, but not one by `convert`: it has no {RECORD}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
         raise CheckpointError(f"{RECORD} is not a record by `convert`: {fault!r}") from fault
     if found != model or type(iterations) is not int or iterations < 1:
@@ -144,17 +147,44 @@ def _iterations(file: Path, model: str) -> int:
     return iterations
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, out of its wrapping, with no tensor larger than the file."""
+def read(path: str | Path) -> Any:
+    """What a file of weights, or a folder by `convert`, holds; of a file that does not only hold tensors, plain Python
+    values and containers of both: CheckpointError."""
+    with _naming(str(path)), _reading():
+        return _content(_file(Path(path)))
+
+
+def of_training(content: Any) -> bool:
+    """Whether what `read` gave is a checkpoint of `repflow train`."""
+    return isinstance(content, Mapping) and "model" in content and "recipe" in (content.get("config") or ())
+
+
+def _file(path: Path) -> Path:
+    """Where the weights are. Raises CheckpointError where they are not."""
+    if path.is_dir() and not (path / RECORD).exists():
+        raise CheckpointError(f"a folder, but not one by `convert`: it has no {RECORD}")
+    path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError("expected a file of weights; there is none")
+    return path
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
-        state = _unwrapped(_content(path))
+        yield
     except CheckpointError:
         raise
     except Exception as fault:  # a damaged file makes its reader raise anything
         reason = str(fault).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0][:200]
         raise CheckpointError(f"damaged, or not a file of weights ({type(fault).__name__}: {reason})") from fault
+
+
+def _tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a file, out of its wrapping, with no tensor larger than the file."""
+    path = _file(path)
+    with _reading():
+        state = _unwrapped(_content(path), key)
     size = path.stat().st_size
     _refuse({"larger than the file": [name for name, t in state.items() if t.numel() * t.element_size() > size]})
     return state
@@ -208,20 +238,44 @@ def _refuse_objects(file: BinaryIO, pickles: int) -> None:
                 )
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
+def _unwrapped(content: Any, key: str | None) -> dict[str, Tensor]:
     """The dictionary of tensors in what was read, without the prefixes that all of its keys have."""
+    if of_training(content):
+        raise CheckpointError(
+            "this is a checkpoint of `repflow train`, not of the 2019 release; `repflow evaluate` and "
+            "repflow.training.open_checkpoint take it as it is"
+        )
     if isinstance(content, Mapping):
-        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
+        content = _chosen(content, key)
     if not isinstance(content, Mapping) or not content:
         got = "an empty one" if isinstance(content, Mapping) else f"an object of type {type(content).__name__}"
         raise CheckpointError(f"expected a dictionary of tensors, got {got}")
-    state = dict(content)
+    state = {name: value for name, value in content.items() if name not in COUNTERS}
     if not all(isinstance(name, str) for name in state):
         raise CheckpointError("expected a dictionary of tensors by name, found keys that are no names")
     _refuse({"that are no tensors": [name for name, value in state.items() if not isinstance(value, Tensor)]})
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _chosen(content: Mapping[str, Any], key: str | None) -> Any:
+    """The weights under `key`, or under one of WRAPPERS, or the dictionary itself where it has none inside."""
+    inside = [name for name, value in content.items() if isinstance(value, Mapping) and _of_tensors(value)]
+    usual = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    if key in inside or (usual and not key):
+        return content[key or usual]
+    if not key and not inside:
+        return content
+    raise CheckpointError(
+        f"expected weights under {repr(key) if key else ' or '.join(map(repr, WRAPPERS))}; the file has "
+        f"{'weights under ' + ', '.join(map(repr, inside)) if inside else 'none under a name'}. Name them: key=NAME in "
+        "`load`, --key NAME in `repflow evaluate`"
+    )
+
+
+def _of_tensors(values: Mapping[Any, Any]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values.values())
 
 
 def _fitted(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from repflow.arguments import whole_number
 from repflow.solver import reference
 from repflow.solver.operators import Kernels, classical_kernels, image_gradient
 
@@ -55,7 +56,8 @@ def solve(
     devices, numbers or the engine don't fit.
     """
     _check_problem(rho_c, grad, flow, dual, kernels)
-    _check_numbers(theta, lam, tau, iterations, epsilon)
+    iterations = whole_number("iterations", iterations, 0)
+    _check_numbers(theta, lam, tau, epsilon)
     dtype = torch.float32 if rho_c.dtype in HALF else rho_c.dtype
     flow, dual = (None if start is None else start.to(rho_c.device, dtype) for start in (flow, dual))
     scalars = [_scalar(value, dtype, rho_c.device) for value in (theta, lam, tau)]
@@ -138,11 +140,7 @@ def _check_problem(
             )
 
 
-def _check_numbers(
-    theta: float | Tensor, lam: float | Tensor, tau: float | Tensor, iterations: int, epsilon: float
-) -> None:
-    if not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations: expected a whole number >= 0, got {iterations!r}")
+def _check_numbers(theta: float | Tensor, lam: float | Tensor, tau: float | Tensor, epsilon: float) -> None:
     # A learned scalar lives on its device: looking at it would stall a GPU, so only plain numbers are checked.
     if isinstance(theta, Real) and not theta > 0:
         raise ValueError(f"theta: expected a number > 0, got {theta!r}")
@@ -151,38 +149,24 @@ def _check_numbers(
             raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
 
 
-# The operator. It is opaque to PyTorch's compiler, which needs to know shapes alone (`fake`); what it saves for its
+# The operator. It is opaque to PyTorch's compiler, which needs to know shapes alone (`_fake`); what it saves for its
 # adjoint are its inputs, whatever the number of iterations. `torch.library.custom_op` would say the same in fewer
 # lines, but loads the compiler, which takes seconds, at the first call.
 
-torch.library.define(
-    "repflow::solve",
-    "(Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, Tensor taps, int iterations, "
-    "float epsilon) -> (Tensor flow, Tensor dual, Tensor steps)",
-)
-torch.library.define(
-    "repflow::solve_adjoint",
-    "(Tensor? flow_bar, Tensor? dual_bar, Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, "
-    "Tensor taps, Tensor steps, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 
-
-@torch.library.impl("repflow::solve", "cpu")
-def _(rho_c: Tensor, grad: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_on_cpu(rho_c: Tensor, grad: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
     from repflow.solver import cpu
 
     return cpu.forward(rho_c.float(), grad.float(), *rest)
 
 
-@torch.library.impl("repflow::solve", "cuda")
-def _(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_on_cuda(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
     from repflow.solver import cuda
 
     return cuda.forward(*arguments)
 
 
-@torch.library.register_fake("repflow::solve")
-def _(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return (
         grad.new_empty(grad.shape, dtype=torch.float32),
         grad.new_empty(2, *grad.shape, dtype=torch.float32),
@@ -190,8 +174,7 @@ def _(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.impl("repflow::solve_adjoint", "cpu")
-def _(
+def _adjoint_on_cpu(
     flow_bar: Tensor | None, dual_bar: Tensor | None, rho_c: Tensor, grad: Tensor, *rest: Tensor | int | None
 ) -> tuple[Tensor, ...]:
     from repflow.solver import cpu
@@ -199,15 +182,13 @@ def _(
     return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), *rest[:-1])
 
 
-@torch.library.impl("repflow::solve_adjoint", "cuda")
-def _(*arguments: Tensor | int | None) -> tuple[Tensor, ...]:
+def _adjoint_on_cuda(*arguments: Tensor | int | None) -> tuple[Tensor, ...]:
     from repflow.solver import cuda
 
     return cuda.backward(*arguments)
 
 
-@torch.library.register_fake("repflow::solve_adjoint")
-def _(flow_bar: object, dual_bar: object, *inputs: Tensor | int | None) -> tuple[Tensor, ...]:
+def _fake_adjoint(flow_bar: object, dual_bar: object, *inputs: Tensor | int | None) -> tuple[Tensor, ...]:
     numbers = inputs[4]
     return tuple(numbers.new_empty(0 if t is None else t.shape) for t in inputs[:6])
 
@@ -221,9 +202,10 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 def _differentiate(
     ctx: torch.autograd.function.FunctionCtx, flow_bar: Tensor | None, dual_bar: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # looked at once: a checkpoint lets go of what it has given
     # The steps of each image, and the most there can be: a GPU's memory is laid out for these without a look.
-    gradients = torch.ops.repflow.solve_adjoint(flow_bar, dual_bar, *ctx.saved_tensors, ctx.iterations)
-    needed = zip(gradients, ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+    gradients = torch.ops.repflow.solve_adjoint(flow_bar, dual_bar, *saved, ctx.iterations)
+    needed = zip(gradients, saved, ctx.needs_input_grad, strict=False)
     return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
 
 
@@ -231,7 +213,29 @@ def _refuse(*_: object) -> None:
     raise NotImplementedError("the fast engines have first derivatives only; take engine='reference' for second ones")
 
 
-torch.library.register_autograd("repflow::solve", _differentiate, setup_context=_save)
-torch.library.register_autograd("repflow::solve_adjoint", _refuse)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("repflow::solve", _device, torch.float32)
+def _register() -> None:
+    library = torch.library
+    library.define(
+        "repflow::solve",
+        "(Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, Tensor taps, int iterations, "
+        "float epsilon) -> (Tensor flow, Tensor dual, Tensor steps)",
+    )
+    library.define(
+        "repflow::solve_adjoint",
+        "(Tensor? flow_bar, Tensor? dual_bar, Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, "
+        "Tensor taps, Tensor steps, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    )
+    library.impl("repflow::solve", "cpu", _forward_on_cpu)
+    library.impl("repflow::solve", "cuda", _forward_on_cuda)
+    library.register_fake("repflow::solve", _fake)
+    library.register_autograd("repflow::solve", _differentiate, setup_context=_save)
+    library.impl("repflow::solve_adjoint", "cpu", _adjoint_on_cpu)
+    library.impl("repflow::solve_adjoint", "cuda", _adjoint_on_cuda)
+    library.register_fake("repflow::solve_adjoint", _fake_adjoint)
+    library.register_autograd("repflow::solve_adjoint", _refuse)
+    for device in ("cpu", "cuda"):
+        library.register_autocast("repflow::solve", device, torch.float32)
+
+
+if not hasattr(torch.ops.repflow, "solve"):  # PyTorch takes an operator once a process; this module may be reloaded
+    _register()

@@ -48,6 +48,7 @@ Batch norm is synchronised over GPUs; over processes on CPUs it cannot be, there
 
 from repflow.evaluation import predict
 from repflow.training.batches import Part, split
+from repflow.training.checkpoint import RELEASED, Checkpoint, open_checkpoint
 from repflow.training.folder import TrainingError, load_model, read_checkpoint, seconds_of
 from repflow.training.follow import follow
 from repflow.training.module import FLOW_PARAMETERS, parameter_groups
@@ -58,6 +59,8 @@ from repflow.training.run import Trained, train
 __all__ = [
     "FLOW_PARAMETERS",
     "PRESETS",
+    "RELEASED",
+    "Checkpoint",
     "Part",
     "Recipe",
     "Trained",
@@ -65,6 +68,7 @@ __all__ = [
     "follow",
     "load_model",
     "motion_accuracy",
+    "open_checkpoint",
     "parameter_groups",
     "predict",
     "read_checkpoint",

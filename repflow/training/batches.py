@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repflow.data import Clips
 from repflow.data.clips import Inputs, Samples
+from repflow.evaluation import check_sizes
 from repflow.training.recipe import Recipe
 
 
@@ -21,6 +22,7 @@ class Part:
     root: PathLike[str]
     samples: list[tuple[PathLike[str], int]]
     directed: bool
+    classes: list[str] | None = None
 
 
 def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
@@ -39,8 +41,8 @@ def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
     parts: tuple[list, list] = ([], [])
     for i, sample in enumerate(source.samples):
         parts[i in held_out].append(sample)
-    directed = getattr(source, "directed", False)
-    return Part(source.root, parts[0], directed), Part(source.root, parts[1], directed)
+    rest = getattr(source, "directed", False), getattr(source, "classes", None)
+    return Part(source.root, parts[0], *rest), Part(source.root, parts[1], *rest)
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -86,6 +88,12 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Inputs, int]:
         return self.clips.draw(*key)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Inputs, int]]:
+        """A batch, which PyTorch's loader asks for as such."""
+        items = [self[key] for key in keys]
+        check_sizes(self.clips, [(index, inputs) for (_, index), (inputs, _) in zip(keys, items, strict=True)])
+        return items
 
 
 class TrainingClips(L.LightningDataModule):

@@ -52,10 +52,16 @@ class RunFolder:
             self._lock()
             for torn in (*self.path.glob("*.unfinished"), *self.checkpoints.glob("*.unfinished")):
                 torn.unlink()  # what a killed process was writing
-            if not file.exists():
+            if not file.exists() or self._is_unused():
                 made = circumstances("lightning", "numba", "triton", "av")
                 write_whole(file, json.dumps({"run": self.config, "made": made}, indent=2).encode())
         self._compare(json.loads(file.read_text(encoding="utf-8"))["run"])
+
+    def _is_unused(self) -> bool:
+        """Whether the run that the folder was made for ended before anything came of it."""
+        metrics = self.path / "metrics.csv"
+        rows = read_csv(metrics) if metrics.exists() else []
+        return not rows and not any(self.checkpoints.iterdir())
 
     def _lock(self) -> None:
         """Keep a second process out until this one ends, in whatever way."""
@@ -191,7 +197,11 @@ def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 def load_model(file: str | os.PathLike[str]) -> torch.nn.Module:
     """The model of a checkpoint, on the CPU, in eval mode. Raises as `read_checkpoint`."""
-    state = read_checkpoint(file)
+    return model_of(read_checkpoint(file))
+
+
+def model_of(state: Mapping[str, Any]) -> torch.nn.Module:
+    """The model of a checkpoint that was read."""
     config = state["config"]
     options = {name: value for name, value in config["options"].items() if name != "weights"}  # they are replaced
     model = build_model(config["model"], config["num_classes"], **options)
@@ -201,6 +211,11 @@ def load_model(file: str | os.PathLike[str]) -> torch.nn.Module:
 
 def load_weights(model: torch.nn.Module, file: str | os.PathLike[str]) -> None:
     """Take over everything but the classifier from a checkpoint. Raises ValueError for one of another model."""
+    model.load_state_dict(model.state_dict() | body_for(model, file))
+
+
+def body_for(model: torch.nn.Module, file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Everything but the classifier from a checkpoint that fits the model. Raises ValueError for one of another."""
     state = read_checkpoint(file)
     own = model.state_dict()
     there, here = ({k: v for k, v in part.items() if not _CLASSIFIER.search(k)} for part in (state["model"], own))
@@ -215,7 +230,7 @@ def load_weights(model: torch.nn.Module, file: str | os.PathLike[str]) -> None:
             f"{file}: is of {state['config']['model']} with {state['config']['options'] or 'no options'}, which does "
             f"not fit this model: {'; '.join(mismatches)}. Take that model with those options, or another checkpoint"
         )
-    model.load_state_dict(own | there)
+    return there
 
 
 def _plain(value: object) -> object:

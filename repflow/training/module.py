@@ -2,11 +2,15 @@
 
 import logging
 import math
+import random
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +53,7 @@ class Classification(L.LightningModule):
     def _schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         if self.recipe.schedule == "cycle":
             return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=self.steps)
-        warmup = round(self.recipe.warmup * self.steps)
+        warmup = min(round(self.recipe.warmup * self.steps), self.steps - 1)
         return LambdaLR(optimizer, partial(_cosine, steps=self.steps, warmup=warmup))
 
 
@@ -77,12 +81,27 @@ def _cosine(step: int, steps: int, warmup: int) -> float:
     return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
-def quiet_trainer(**options: object) -> L.Trainer:
-    """Lightning's trainer without its own files, and without its messages."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within, Lightning says little, and random states may be set; afterwards all is as it was."""
     # It tells of every device that is not used, and that workers might be faster: they are not, for small files.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*does not have many workers", ".*treespec, LeafSpec"):
-        warnings.filterwarnings("ignore", message)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level, states = logger.level, (random.getstate(), np.random.get_state())
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices):
+        for message in (".*does not have many workers", ".*treespec, LeafSpec"):
+            warnings.filterwarnings("ignore", message)
+        logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def quiet_trainer(**options: object) -> L.Trainer:
+    """Lightning's trainer without its own files."""
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from repflow.data.synthetic import BASIC, PAIRS
+from repflow.evaluation import hits
 
 
 def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
-    """Accuracies on SyntheticMotion in percent, from scores (clips, classes).
+    """Accuracies on SyntheticMotion in percent, from scores (clips, classes); a tie counts as wrong.
 
     top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
     pairs: on accelerating and decelerating clips, the two-way decision between a motion and the same one backwards in
@@ -16,10 +17,10 @@ def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence
     """
     there = np.isfinite(scores).all(1)
     scores, labels = scores[there], np.asarray(labels)[there]
-    right = scores.argmax(1) == labels
+    right = hits(scores, labels)
     names = np.asarray(classes)[labels]
     rival = {a: classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1]) if b in classes}
     paired = np.flatnonzero(np.isin(names, list(rival)))
     ahead = scores[paired, labels[paired]] > scores[paired, [rival[name] for name in names[paired]]]
-    hits = {"top1": right, "basic": right[np.isin(names, BASIC)], "pairs": ahead}
-    return {key: 100 * float(hit.mean()) for key, hit in hits.items() if len(hit)}
+    found = {"top1": right, "basic": right[np.isin(names, BASIC)], "pairs": ahead}
+    return {key: 100 * float(hit.mean()) for key, hit in found.items() if len(hit)}

@@ -23,11 +23,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from repflow.data import Clips
-from repflow.evaluation import name_the_video, predict
+from repflow.evaluation import check_classes, hits, name_the_video, predict
 from repflow.models import build_model
 from repflow.training.batches import StepBatches, TrainingClips
 from repflow.training.folder import Metrics, RunFolder, TrainingError, load_weights
-from repflow.training.module import Classification, quiet_trainer
+from repflow.training.module import Classification, quiet_trainer, undisturbed
 from repflow.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class Run(L.Callback):
         module.train()
         there = scores.isfinite().all(1)  # videos that could be read
         scores, truth = scores[there], torch.tensor([label for _, label in self.validation.samples])[there]
-        loss, top1 = F.cross_entropy(scores, truth).item(), 100 * (scores.argmax(1) == truth).double().mean().item()
+        loss, top1 = F.cross_entropy(scores, truth).item(), 100 * float(hits(scores.numpy(), truth.numpy()).mean())
         if self.plateau:
             self.plateau.step(loss)
         self._write({"seconds": round(perf_counter() - begin, 4), "val_loss": loss, "val_top1": top1})
@@ -229,6 +229,7 @@ class Run(L.Callback):
         return self.plateau or trainer.lr_scheduler_configs[0].scheduler
 
 
+@undisturbed()
 def train(
     name: str,
     clips: Clips,
@@ -249,19 +250,26 @@ def train(
     validation: clips to choose the best step with, of videos that are in neither `clips` nor the test fold.
     init_from: a checkpoint of the same system, of which all but the classifier is taken.
     devices, nodes: GPUs (processes, on a CPU) of a machine, and machines.
-    about: what config.json says of the data besides.
+    about: what config.json says of the data besides. The names of the classes, where the clips' data set has them, are
+        kept with it, and come with every checkpoint.
 
     Reproducible on a CPU: the same arguments give the same weights, however often the run was stopped, with any number
-    of workers. Shows a progress bar; may be interrupted. Raises VideoError where more than 1 % of the videos cannot be
-    read, or where one ends the process that reads it; ValueError for settings that don't fit, or a folder with another
-    run; OSError where the folder cannot be written; TrainingError for a loss that is not finite, or too little memory.
+    of workers. Shows a progress bar; may be interrupted. Leaves random states, warning filters and loggers as they
+    were. Raises VideoError where more than 1 % of the videos cannot be read, or where one ends the process that reads
+    it; ValueError for settings that don't fit, clips of several sizes, or a folder with another run; OSError where the
+    folder cannot be written; TrainingError for a loss that is not finite, or too little memory.
     """
     if recipe.schedule == "plateau" and validation is None:
         raise ValueError("schedule: plateau needs clips for validation, got none")
-    L.seed_everything(recipe.seed, verbose=False)
+    if clips.classes and len(clips.classes) != num_classes:
+        raise ValueError(f"num_classes: expected {len(clips.classes)}, as the clips' data set has, got {num_classes}")
+    if validation and clips.classes and validation.classes:
+        check_classes(clips.classes, validation.classes, "clips for training and for validation")
+    _seed_all(recipe.seed)
     model = build_model(name, num_classes, **({"dropout": recipe.dropout} | model_options))
     if "flow" in model.inputs and clips.flow is None:
         raise ValueError(f"{name} needs optical flow: expected clips with flow, got none; pass flow to Clips")
+    batches = StepBatches(len(clips), recipe, processes=devices * nodes)
     trainer = _trainer(recipe, devices, nodes)
     run_folder, state = None, {}
     if folder:
@@ -271,7 +279,7 @@ def train(
             "options": model_options,
             "recipe": {key: value for key, value in asdict(recipe).items() if key != "workers"},
             "init_from": init_from and os.path.abspath(init_from),
-            "about": dict(about or {}),
+            "about": {"classes": clips.classes} | dict(about or {}),
             "training": _describe(clips),
             "validation": validation and _describe(validation),
         }
@@ -285,7 +293,7 @@ def train(
         _channels_last(model)
     if recipe.compile:
         model.compile()
-    run = Run(recipe, StepBatches(len(clips), recipe), validation, run_folder, state)
+    run = Run(recipe, batches, validation, run_folder, state)
     trainer.callbacks.append(run)
     with _logged(run_folder, trainer.is_global_zero):
         _log.info("from step %d of %d", run.step, run.steps)
@@ -375,7 +383,10 @@ def _channels_last(model: nn.Module) -> None:
 
 def _seed(*numbers: int) -> None:
     """All that the step draws (dropout) depends on these alone, so that no random state has to be kept."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    _seed_all(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def _seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # of the GPUs, too

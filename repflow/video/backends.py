@@ -4,13 +4,14 @@ import io
 import math
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 
 import av
 import numpy as np
 import torch
 
-from repflow.video.reading import VideoError, count_frames, frame_rate, name_of, pick, survey, too_short
+from repflow.video.reading import VideoError, VideoInfo, count_frames, frame_rate, name_of, pick, survey, too_short
 
 
 def loadvid(
@@ -32,7 +33,8 @@ def loadvid(
     turned upright; unreadable, damaged (see `read_clip`) and mismatched videos raise VideoError or ValueError where
     lintel returns uninitialised memory or aborts; videos without time stamps are read right. `backend` "lintel" and
     "torchcodec" decode with those packages (ImportError where they are missing) after the bytes have been decoded
-    once with PyAV, as neither is strict; they refuse turned videos and uneven time stamps.
+    once with PyAV, as neither is strict; they refuse (VideoError) turned or mirrored videos and uneven time stamps.
+    In some MPEG-TS and MPEG-PS files torchcodec gives other frames, as their times tell: VideoError, too.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
@@ -112,39 +114,56 @@ def _lintel(encoded: bytes, numbers: list[int]) -> np.ndarray:
             f"backend 'lintel' expected the video decoder, found {lintel or 'no such package'}; conda-forge has it for "
             "Python up to 3.9, PyPI's lintel is a docstring checker: never pip install that; or use backend='pyav'"
         )
-    height, width = _vet(encoded, numbers)
+    (width, height, *_), _ = _vet(encoded, numbers)
     # Without should_seek it is off by one; its loadvid takes no seed, and skips frame 0 where nothing is random.
     pixels = lintel.loadvid_frame_nums(bytes(encoded), frame_nums=numbers, width=width, height=height, should_seek=True)
     return np.frombuffer(pixels, np.uint8).reshape(len(numbers), height, width, 3)
 
 
 def _torchcodec(encoded: bytes, numbers: list[int]) -> np.ndarray:
-    _vet(encoded, numbers)
+    _, times = _vet(encoded, numbers)
     try:
         from torchcodec.decoders import VideoDecoder
 
         decoder = VideoDecoder(bytes(encoded), dimension_order="NHWC", num_ffmpeg_threads=1)
-        return decoder.get_frames_at(numbers).data.numpy()
-    except (ImportError, OSError, RuntimeError) as error:  # it may miss FFmpeg at the import or at the first use
-        reason = str(error).strip().partition("\n")[0]
+        frames = decoder.get_frames_at(numbers)
+    except ModuleNotFoundError as error:
         raise ImportError(
-            f"backend 'torchcodec' does not work ({reason}); install it with pip install torchcodec, and FFmpeg's "
-            "libraries with the system's package manager, or use backend='pyav'"
+            f"backend 'torchcodec' is not there ({error}); pip install torchcodec, and FFmpeg's libraries with the "
+            "system's package manager, or use backend='pyav'"
         ) from error
+    except (ImportError, OSError, RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, ImportError) or "load" in reason:  # FFmpeg is missed at the import or at the first use
+            raise ImportError(
+                f"backend 'torchcodec' does not work ({reason}); install FFmpeg's libraries with the system's package "
+                "manager, and a torchcodec that fits this torch, or use backend='pyav'"
+            ) from error
+        raise VideoError(f"{name_of(encoded)}: torchcodec fails ({reason}); use backend='pyav'") from error
+    wanted = np.array([float(times[number]) for number in numbers])
+    wrong = np.flatnonzero(np.abs(np.asarray(frames.pts_seconds) - wanted) > 1e-6)
+    if wrong.size:
+        raise VideoError(
+            f"{name_of(encoded)}: expected frame {numbers[wrong[0]]}, at {wanted[wrong[0]]:.6g} s, torchcodec gives "
+            f"the one at {float(frames.pts_seconds[wrong[0]]):.6g} s; use backend='pyav'"
+        )
+    return frames.data.numpy()
 
 
 _BACKENDS = {"pyav": _pyav, "lintel": _lintel, "torchcodec": _torchcodec}
 
 
-def _vet(encoded: bytes, numbers: list[int]) -> tuple[int, int]:
-    """Height and width of a sound video that decoders which go by the time stamps read right; else VideoError."""
-    info, times, turns = survey(encoded)
-    steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)]
-    if turns or np.ptp(steps or [0]) > 1:  # one tick of rounding
-        raise VideoError(f"{name_of(encoded)}: turned, or without even time stamps; use backend='pyav', which reads it")
+def _vet(encoded: bytes, numbers: list[int]) -> tuple[VideoInfo, list[Fraction]]:
+    """Data and times of a sound video that decoders which go by the time stamps read right; else VideoError."""
+    info, times, askew = survey(encoded)
+    steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)] or [1]
+    if askew or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # one tick of rounding
+        raise VideoError(
+            f"{name_of(encoded)}: turned, mirrored, or without even time stamps; use backend='pyav', which reads it"
+        )
     if numbers[-1] >= info.frames:
         raise too_short(encoded, numbers[-1], info.frames)
-    return info.height, info.width
+    return info, times
 
 
 def _test_clip() -> bytes:

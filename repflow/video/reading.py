@@ -3,16 +3,23 @@
 A frame's number is its place in a sequential decoding from the first frame on, whatever the time stamps say: where the
 rate varies, frames are still just counted. Header counts are not trusted: AVI files with packed B-frames, common in
 HMDB51, get them wrong. Seeking is used only where the packets prove that it comes to the same. Phones' videos are
-turned upright. A video is a path, or the encoded bytes themselves.
+turned and mirrored upright. A video is a path, or the encoded bytes themselves.
+
+Frame 0 is the first clean one: a video that was cut without encoding it again may begin with pictures that need others
+from before the cut. They are left out, as players do, and a warning in the log counts them.
 """
 
 import io
+import logging
 import math
 import os
 import re
+import struct
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache
 from heapq import heappop, heappush
 from itertools import dropwhile
 from typing import NamedTuple
@@ -20,14 +27,19 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.sidedata.sidedata import Type
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
+
+_log = logging.getLogger(__name__)
 
 _IN_MEMORY = bytes, bytearray, memoryview
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 # Without these FFmpeg reads a playlist's addresses, a list's neighbour files, and plain text as a moving picture.
 _OPTIONS = {
-    "format_whitelist": "avi,mov,matroska,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,mxf,rm,ivf",
+    "format_whitelist": "avi,mov,matroska,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,mxf,rm,ivf,dv,"
+    "yuv4mpegpipe,nut,obu,h261,h263,vc1,wtv",
     "protocol_whitelist": "file",
 }
 # File tags may be in any encoding; from version 19 on PyAV takes any by itself.
@@ -67,7 +79,7 @@ def count_frames(path: Source) -> int:
     Raises VideoError as `read_clip` does, but damage inside packets shows only where it decodes.
     """
     with open_video(path) as stream:
-        promised, _ = _promise(stream)
+        promised = len(stream.index_entries)  # before reading adds to it
         try:
             scan = _scan(stream)
         except av.FFmpegError:
@@ -80,7 +92,8 @@ def count_frames(path: Source) -> int:
 def frame_rate(path: Source) -> float:
     """Frames per second as the file's header has it, nan where it has none; decodes nothing. Raises VideoError."""
     with open_video(path) as stream:
-        return float(stream.average_rate or math.nan)
+        average = stream.average_rate
+        return float(average if average and average < 1000 else stream.guessed_rate or math.nan)  # of .dv it is 60000
 
 
 def read_clip(path: Source, start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
@@ -111,6 +124,7 @@ def open_video(source: Source) -> Iterator[av.VideoStream]:
         file = f"file:{os.path.abspath(source)}"  # "file:" keeps a colon in the name from being read as a protocol
     else:
         raise VideoError(f"{name}: expected a video file, found {_what_is(source)}; check the path")
+    stream = None
     try:
         with av.open(file, options=_OPTIONS, **_TAGS) as container:
             stream = next(iter(container.streams.video), None)
@@ -121,38 +135,108 @@ def open_video(source: Source) -> Iterator[av.VideoStream]:
             stream.codec_context.options = {"err_detect": "explode"}  # fail; never paint over damage
             yield stream
     except av.FFmpegError as error:
-        raise VideoError(
-            f"{name}: expected a readable video, but FFmpeg says {error.strerror!r}; the file is damaged, cut short, "
-            "not a video or not readable by you: fetch it again, check its permissions or leave it out"
-        ) from error
+        raise VideoError(f"{name}: {_complaint(error, stream)}") from error
+
+
+def _complaint(error: av.FFmpegError, stream: av.VideoStream | None) -> str:
+    if stream is None and isinstance(error, av.ArgumentError):  # so FFmpeg answers for formats that are not listed
+        return "expected a video in a common format, found another one; convert it (ffmpeg -i OLD NEW.mkv)"
+    if stream is not None and not stream.width:
+        return (
+            "expected a video, found pictures without the headers that tell their size (in H.264: SPS and PPS); it was "
+            "cut behind them: cut it at a key frame that has them"
+        )
+    return (
+        f"expected a readable video, but FFmpeg says {error.strerror!r}; the file is damaged, cut short, not a video "
+        "or not readable by you: fetch it again, check its permissions or leave it out"
+    )
 
 
 def _decode(source: Source) -> Iterator[av.VideoFrame]:
-    """Every frame in display order; VideoError at the first damaged one, or at the end if some are lost."""
-    frame = None
+    """Every frame from the first clean one on, in display order; VideoError at the first damaged one, or at the end
+    if some are lost."""
+    length, size, decode, early, before = 0, None, None, [], 0
     with open_video(source) as stream:
-        lost, size = _promise(stream)
+        lost = len(stream.index_entries)  # before reading adds to it
         for packet in stream.container.demux(stream):
             lost -= packet.size > 0
-            for frame in _frames(packet, size):
+            if decode is None and packet.is_keyframe:
+                decode, before = _decoder(packet, stream), len(early)
+            if not length and packet.size and not packet.is_discard:
+                early.append(packet.pts)
+            for frame in decode(packet) if decode else ():
+                if not length:
+                    size = frame.width, frame.height
+                    hidden = sum(_is_before(pts, frame.pts, stream) for pts in early[before:])
+                    _tell(name_of(source), before + hidden)
+                if (frame.width, frame.height) != size:
+                    raise VideoError(
+                        f"{name_of(source)}: expected frames of one size, found {size[0]}x{size[1]} px in frame 0 and "
+                        f"{frame.width}x{frame.height} px in frame {length}; cut the recording where its size changes"
+                    )
                 yield frame
-        if lost > 0 or _cut_short(source) or frame is None:
-            raise av.error.InvalidDataError(0, "no frames, or fewer than the file's own index or size tells")
+                length += 1
+        if lost > 0 or _cut_short(source) or not length:
+            raise av.error.InvalidDataError(0, "no key frame, or fewer frames than the file's own index or size tells")
 
 
-def _promise(stream: av.VideoStream) -> tuple[int, tuple[int, int]]:
-    """How many packets the file's index has (0 where it has none) and the frames' size, before reading changes them."""
-    return len(stream.index_entries), (stream.width, stream.height)
+def _is_before(pts: int | None, first: int | None, stream: av.VideoStream) -> bool:
+    """Whether a picture's time lies before the first one's; Matroska has no times below 0."""
+    if pts is None:
+        return "matroska" in stream.container.format.name and first is not None
+    return first is not None and pts < first
 
 
-def _frames(packet: av.Packet, size: tuple[int, int]) -> Iterator[av.VideoFrame]:
+@cache  # once a file, not at each of its clips
+def _tell(name: str, left_out: int) -> None:
+    if left_out:
+        _log.warning("%s: left out %d pictures before the first clean one; the file was cut there", name, left_out)
+
+
+def _frames(packet: av.Packet) -> Iterator[av.VideoFrame]:
     """The frames that the decoder gives for a packet; an FFmpeg error where something is damaged."""
     if packet.is_corrupt:
         raise av.error.InvalidDataError(0, "packet cut short")
     for frame in packet.decode():
-        if frame.is_corrupt or (frame.width, frame.height) != size:
-            raise av.error.InvalidDataError(0, "damaged frame, or one of another size")
+        if frame.is_corrupt:
+            raise av.error.InvalidDataError(0, "damaged frame")
         yield frame
+
+
+def _decoder(key: av.Packet, stream: av.VideoStream) -> Callable[[av.Packet], Iterator[av.VideoFrame]]:
+    """Decodes packets like `_frames`, from this first key frame on.
+
+    FFmpeg shows no picture whose references lie before it. But in H.264 it takes them for damage, even where a sound
+    picture just names them. A stream that begins in the middle is thus decoded twice without complaint, once without
+    painting over damage: both agree where nothing is damaged.
+    """
+    context = stream.codec_context
+    if context.name != "h264" or _is_idr(key, stream):
+        return _frames
+    context.options = {}
+    witness = av.CodecContext.create(context.codec, "r")
+    witness.extradata, witness.options, witness.thread_count = context.extradata, {"ec": "0"}, 1
+
+    def agreed(packet: av.Packet) -> Iterator[av.VideoFrame]:
+        frames, others = list(_frames(packet)), witness.decode(packet)
+        if [_pixels(frame) for frame in frames] != [_pixels(frame) for frame in others]:
+            raise av.error.InvalidDataError(0, "damaged frame")
+        yield from frames
+
+    return agreed
+
+
+def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """Whether this is a key frame of H.264 that also cuts off whatever came before it."""
+    # A copy, as the filter takes the packet's content.
+    return bool(BitStreamFilterContext(_STARTS["h264"], stream).filter(av.Packet(bytes(packet))))
+
+
+def _pixels(frame: av.VideoFrame) -> list[bytes]:
+    """The planes without the padding of their lines."""
+    size = (frame.format.components[0].bits + 7) // 8  # bytes a sample
+    rows = ((p, np.frombuffer(p, np.uint8).reshape(-1, p.line_size)) for p in frame.planes)
+    return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
 def _cut_short(source: Source) -> bool:
@@ -223,7 +307,7 @@ def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame]
     Returns the number to go on from in another way, or None at the video's end.
     """
     with open_video(source) as stream:
-        promised, size = _promise(stream)
+        promised, size = len(stream.index_entries), (stream.width, stream.height)
         try:
             scan = _scan(stream, start)
             if not scan or not scan.number:
@@ -238,8 +322,8 @@ def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame]
                 if packet.pts is None:
                     return number
                 heappush(waiting, packet.pts)
-            for frame in _frames(packet, size):
-                if not waiting or frame.pts != heappop(waiting):
+            for frame in _frames(packet):
+                if (frame.width, frame.height) != size or not waiting or frame.pts != heappop(waiting):
                     return number
                 yield number, frame
                 number += 1
@@ -280,26 +364,43 @@ def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.nda
         raise too_short(source, needed, length)
 
 
-def survey(source: Source) -> tuple[VideoInfo, list[int | None], int]:
-    """Decodes the whole video: its data, the time stamp of each frame, and its quarter turns."""
+def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
+    """Decodes the whole video: its data, the time of each frame in seconds, and whether it has to be set upright.
+
+    None for times that tell nothing: AVI counts packets, which are frames only in MPEG-4 without B-frames.
+    """
+    with open_video(source) as stream:
+        in_avi, mpeg4 = stream.container.format.name == "avi", stream.codec_context.name == "mpeg4"
     times = []
     for frame in _decode(source):
-        times.append(frame.pts)
-    turns = _turns(frame)
-    size = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-    return VideoInfo(*size, frame_rate(source), len(times)), times, turns
+        told = frame.pts is not None and not (in_avi and (not mpeg4 or frame.pict_type == PictureType.B.value))
+        times.append(frame.pts * frame.time_base if told else None)
+    swapped, *mirrored = _orientation(frame)
+    size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
+    return VideoInfo(*size, frame_rate(source), len(times)), times, swapped or any(mirrored)
 
 
-def _turns(frame: av.VideoFrame) -> int:
-    """Quarter turns counterclockwise that set the frame upright."""
-    return round(frame.rotation / 90) % 4
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How to set the frame upright: exchange its sides, then mirror it left to right, then top to bottom.
+
+    Its display matrix begins with a, b, _, c, d: it shows pixel (x, y) at (ax + cy, bx + dy). Angles between are taken
+    to the next quarter turn.
+    """
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # `frame.rotation` does not tell what is mirrored
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
 def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     rgb = reformatter.reformat(frame, format="rgb24", threads=1)
     rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, rgb.planes[0].line_size)
     picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # lines are padded at the right
-    return np.rot90(picture, _turns(frame))
+    swapped, leftright, updown = _orientation(frame)
+    if swapped:
+        picture = picture.swapaxes(0, 1)
+    return picture[:: -1 if updown else 1, :: -1 if leftright else 1]
 
 
 def name_of(source: Source) -> str:
