@@ -15,7 +15,7 @@ from conftest import PATIENCE, wait_for
 
 from repflow.data import check as module
 from repflow.data.check import Row, Status, check, expectations
-from repflow.data.lists import quoted, read_quarantine, unquoted
+from repflow.data.lists import find_videos, quoted, read_quarantine, unquoted
 from repflow.video import VideoInfo
 
 NOISE = np.random.default_rng(0).bytes(2_000)
@@ -153,11 +153,19 @@ def test_the_number_of_workers_changes_nothing(videos, tmp_path):
     assert len(texts[0]) == 3
 
 
-def test_an_empty_folder_is_fine(tmp_path):
-    report = check(tmp_path)
-    assert not report.rows
-    assert "\nok              0\n" in report.text()
-    assert quarantine(tmp_path) == []
+@pytest.mark.parametrize("name", [None, "a.txt", ".a.avi", "._b.mp4", "avi"])
+def test_nothing_to_check_is_an_error(tmp_path, name):
+    if name:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"expected videos \(.avi .mp4 .*found none"):
+        check(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] * bool(name)
+
+
+def test_a_link_to_nothing_says_what_to_do(videos, tmp_path):
+    report = check(videos / "bad", out=tmp_path)
+    (row,) = (row for row in report.rows if row.path == "gone.avi")
+    assert (row.status, row.message) == (Status.UNREADABLE, "a link to nothing: fetch its content")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -308,6 +316,7 @@ def test_what_may_have_been_the_machine_is_tried_again(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "mine\n", ",".join(Row._fields) + "\na.avi,fine,1,1,1,1,1,1,\n", "\xff"])
 def test_another_check_csv_is_not_overwritten(tmp_path, text):
+    (tmp_path / "a.avi").touch()
     (tmp_path / "check.csv").write_text(text, encoding="latin-1")
     with pytest.raises(OSError, match=r"check.csv.*an earlier check wrote.*delete"):
         check(tmp_path)
@@ -315,10 +324,11 @@ def test_another_check_csv_is_not_overwritten(tmp_path, text):
 
 
 def test_a_list_made_by_hand_is_not_overwritten(tmp_path):
+    (tmp_path / "a.avi").touch()
     (tmp_path / "quarantine.txt").write_text("wave/a.avi\n")
     with pytest.raises(OSError, match=r"quarantine.txt.*found another; move it"):
         check(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["quarantine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.avi", "quarantine.txt"]
 
 
 def test_impossible_requests_are_named(tmp_path):
@@ -363,7 +373,7 @@ def layout(tmp_path):
 
 
 def test_split_files_are_compared_with_what_is_there(layout):
-    assert expectations(layout) == [
+    assert expectations(layout, find_videos(layout)) == [
         "fold 1: 2 train, 2 test (HMDB51 has 3570 and 1530)",
         "fold 2: 2 train, 2 test (HMDB51 has 3570 and 1530)",
         "listed but missing: 1: wave/b.avi",
@@ -378,7 +388,7 @@ def test_the_whole_of_hmdb51_is_known(tmp_path):
     for i in range(51):
         lines = [f"{n}.avi {1 if n < 70 else 2 if n < 100 else 0} \n" for n in range(101)]
         (splits / f"class{i}_test_split3.txt").write_text("".join(lines))
-    first, missing, unlisted = expectations(tmp_path)
+    first, missing, unlisted = expectations(tmp_path, [])
     assert first == "fold 3: 3570 train, 1530 test (as in HMDB51)"
     assert missing.startswith("listed but missing: 5151: class0/0.avi, ")
     assert missing.endswith(", ...")

@@ -152,11 +152,16 @@ def test_a_data_set_is_made_checked_and_its_flow_extracted(tmp_path, capsys):
     bad.write_bytes(b"no video")
     assert main(["data", "check", str(root), "--workers", "1"]) == 1
     assert "left/left_test_0000.avi" in capsys.readouterr().out
-    left = HMDB51(root, subset="test", classes=["left"])
-    assert (left.samples, left.expected, len(left.quarantined)) == ([], 1, 1)
+    data = HMDB51(root, subset="test")
+    assert (len(data), data.expected, data.quarantined) == (11, 12, ["left/left_test_0000.avi"])
+    (root / "quarantine.txt").rename(tmp_path / "quarantine.txt")
+    for name in (tmp_path, tmp_path / "quarantine.txt"):
+        assert main(["data", "extract-flow", str(root), "--workers", "1", "--quarantine", str(name)]) == 0
+    assert not (tmp_path / "set-flow" / "left" / "left_test_0000.avi.mkv").exists()
+    assert main(["data", "check", str(root), "--workers", "1", "--out", str(tmp_path)]) == 1
+    assert f"--quarantine {tmp_path}" in capsys.readouterr().out
     assert main(["data", "extract-flow", str(root), "--workers", "1"]) == 1
-    stdout = capsys.readouterr().out
-    assert "left_test_0000.avi" in stdout
+    assert "left_test_0000.avi" in capsys.readouterr().out
     videos, flows = (sorted(folder.rglob(ending)) for folder, ending in ((root, "*.avi"), (tmp_path, "*.avi.mkv")))
     assert len(flows) == len(videos) - 1
 

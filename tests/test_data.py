@@ -34,6 +34,12 @@ def test_the_set_reads_as_hmdb51(made):
     assert probe(data.samples[0][0]) == (40, 40, 25.0, 9)
 
 
+def test_classes_keep_their_order(made):
+    data = SyntheticMotion(made, classes=["up", "down", "left"])
+    assert data.classes == ["up", "down", "left"]
+    assert [path.parent.name for path, label in data.samples if label == 0] == ["up"] * 5
+
+
 @pytest.fixture
 def small(tmp_path):
     """Two classes of three empty videos, two folds, the split files in their usual folder."""

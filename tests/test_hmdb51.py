@@ -13,7 +13,7 @@ import pytest
 
 from repflow.data import Clips
 from repflow.data.hmdb51 import HMDB51
-from repflow.data.lists import official_classes, read_quarantine
+from repflow.data.lists import find_videos, official_classes, read_quarantine
 from repflow.data.unpack import unpack_hmdb51
 
 SPLITS = "testTrainMulti_7030_splits"
@@ -105,28 +105,93 @@ def test_utf_16_is_named(root):
         HMDB51(root)
 
 
-def test_links_may_lead_out_by_folders_only(root, tmp_path):
+def test_links_may_lead_anywhere_but_to_nothing(root, tmp_path):
+    """As in git-annex and DVC, where every video is a link, and content may not be fetched yet."""
     (tmp_path / "out").mkdir()
     (root / "wave").rename(tmp_path / "out" / "wave")
     (root / "wave").symlink_to(tmp_path / "out" / "wave")
     before = names(HMDB51(root))
     assert len(before) == 3
-    (root / "wave" / "a.avi").rename(root / "wave" / "other")
-    (root / "wave" / "a.avi").symlink_to("other")
-    assert names(HMDB51(root)) == before
-    (root / "wave" / "other").rename(tmp_path / "out" / "other")
-    assert HMDB51(root, missing_ok=True).missing == ["wave/a.avi"]
-    (root / "wave" / "a.avi").unlink()
+    (root / "wave" / "a.avi").rename(tmp_path / "out" / "other")
     (root / "wave" / "a.avi").symlink_to(tmp_path / "out" / "other")
-    with pytest.raises(ValueError, match=r"wave/a.avi': expected a video under .* link to .*other' outside"):
+    assert names(HMDB51(root)) == before
+    (tmp_path / "out" / "other").unlink()
+    with pytest.warns(UserWarning, match=r"first \['wave/a.avi'\]: links to nothing; fetch their content"):
+        assert HMDB51(root, missing_ok=True).missing == ["wave/a.avi"]
+    (root / "wave" / "a.MKV").touch()  # a copy that is there comes before a link to nothing
+    assert names(HMDB51(root))[1] == ("wave/a.MKV", 1)
+
+
+def test_a_quarantine_may_lie_elsewhere(root, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / "quarantine.txt").write_text("brush_hair/#b.avi\n")
+    (elsewhere / "quarantine.txt").write_text("wave/a.avi\n")
+    for given in (elsewhere, str(elsewhere / "quarantine.txt")):
+        assert HMDB51(root, quarantine=given).quarantined == ["wave/a.avi"]  # in place of the root's own
+    with pytest.raises(FileNotFoundError, match=r"root.txt': expected a quarantine"):
+        HMDB51(root, quarantine=tmp_path / "root.txt")
+    (elsewhere / "quarantine.txt").write_text("set/wave/a.avi\n")  # checked from the folder above
+    with pytest.warns(UserWarning, match="not one of its 1 videos is under"):
+        assert len(HMDB51(root, quarantine=elsewhere)) == 3
+    (elsewhere / "quarantine.txt").write_text("wave/a.avi\nwave/b #1&(2).avi\n%23b.avi\nbrush_hair/#b.avi\n")
+    with pytest.raises(FileNotFoundError, match=r"expected videos of subset train, got none .* 3 quarantined"):
+        HMDB51(root, quarantine=elsewhere)
+
+
+def test_a_quarantine_knows_a_video_by_whichever_link_it_came(root):
+    """data check visits a folder once, and may have come there by another name."""
+    (root / "wave").rename(root / "real")
+    (root / "wave").symlink_to("real")
+    assert "real/a.avi" in find_videos(root)
+    assert "wave/a.avi" not in find_videos(root)
+    (root / "quarantine.txt").write_text("real/a.avi\n")
+    assert HMDB51(root).quarantined == ["wave/a.avi"]
+    (root.parent / "link").symlink_to(root)
+    assert HMDB51(f"{root.parent}/link/").quarantined == ["wave/a.avi"]
+
+
+def test_classes_keep_their_order(root, tmp_path):
+    assert HMDB51(root).classes == ["brush_hair", "wave"]
+    (tmp_path / "classes.txt").write_bytes(b"wave\rbrush_hair\r")
+    for classes in (["wave", "brush_hair", "wave"], tmp_path / "classes.txt"):
+        data = HMDB51(root, classes=classes)
+        assert data.classes == ["wave", "brush_hair"]
+        assert names(data) == [("wave/a.avi", 0), ("wave/b #1&(2).avi", 0), ("brush_hair/#b.avi", 1)]
+    assert HMDB51(root, classes={"wave", "brush_hair"}).classes == ["brush_hair", "wave"]
+
+
+@pytest.mark.parametrize("text", ["", "\r\r", "a.avi 0\r\n", "a.avi 2\n"])
+def test_a_split_file_without_what_is_asked_for_is_an_error(root, tmp_path, text):
+    (root / SPLITS / "wave_test_split1.txt").write_bytes(text.encode())
+    with pytest.raises(ValueError, match=r"wave_test_split1.txt'.*expected .*got none"):
         HMDB51(root)
-    assert len(HMDB51(root, classes=["brush_hair"])) == 1
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(ValueError, match=r"list.txt', line 1: expected lines 'video class', got none"):
+        HMDB51(root, split_file=tmp_path / "list.txt")
+
+
+def test_old_macs_line_ends(root):
+    (root / SPLITS / "wave_test_split1.txt").write_bytes(b"a.avi 1\rc.avi 2\r")
+    assert names(HMDB51(root, classes=["wave"])) == [("wave/a.avi", 0)]
+
+
+def test_copies_are_one_video(root):
+    """Also where the list names both: a video must not be in training and testing."""
+    (root / "wave" / "a.WebM").touch()
+    assert len(HMDB51(root)) == 3
+    (root / SPLITS / "wave_test_split1.txt").write_text("a.avi 1\na.webm 2\n")
+    with pytest.raises(ValueError, match=r"line 2: expected one tag a video"):
+        HMDB51(root)
 
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path):
     for name in official_classes("hmdb51"):
         lines = [f"{i}.avi {1 if i < 70 else 2 if i < 100 else 0}\n" for i in range(110)]
         (tmp_path / f"{name}_test_split2.txt").write_text("".join(lines))
+    (tmp_path / "turn").mkdir()
+    for video in (1, 70, 100):
+        (tmp_path / "turn" / f"{video}.avi").touch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert HMDB51(tmp_path, 2, missing_ok=True).expected == 3570

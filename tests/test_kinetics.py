@@ -9,7 +9,7 @@ from torchvision.models.video import R2Plus1D_18_Weights
 
 from repflow.data import Clips
 from repflow.data.kinetics import Kinetics
-from repflow.data.lists import official_classes
+from repflow.data.lists import find_videos, official_classes
 
 HEAD = "label,youtube_id,time_start,time_end,split,is_cc\n"
 CSV = HEAD + (
@@ -137,7 +137,7 @@ def test_a_subset_of_the_classes(root):
     chosen = ["dining", "drawing", "juggling balls", "yoga", "zumba"]
     assert Kinetics(root, classes=set(chosen)).classes == chosen
     assert Kinetics(root, classes=["zumba"]).samples == [(root / "train/zumba/a.mp4", 0)]
-    with pytest.raises(ValueError, match="expected names of Kinetics-400, got 'yogaa'"):
+    with pytest.raises(ValueError, match=r"classes: expected some of abseiling, .*, got 'yogaa'"):
         Kinetics(root, classes=["yogaa", "yoga"])
     with pytest.raises(ValueError, match=r"mini.txt', line 3: expected each class once, got 'yoga' again"):
         Kinetics(root, classes=written(root, "yoga\n\nyoga\n", "mini.txt"))
@@ -203,6 +203,7 @@ def test_bad_lines_are_named(root, line, message):
     "text",
     [
         ("\ufeff" + CSV.replace("\n", "\r\n")).encode(),
+        CSV.replace("\n", "\r"),
         CSV.replace("\n", "\n\n") + "yoga , -abc_DEF-12,000010,20,train ,0\n",
         CSV.replace(",is_cc", "").replace(",0\n", "\n").replace(",1\n", "\n"),
         "time_end,label,split,time_start,youtube_id\n20,yoga,train,10,-abc_DEF-12\n",
@@ -228,16 +229,51 @@ def test_what_is_missing_is_named(root):
         Kinetics(root, csv=written(root, CSV.encode("utf-16")))
 
 
-def test_links_may_lead_out_by_folders_only(root):
+def test_links_may_lead_anywhere_but_to_nothing(root):
     csv = written(root, CSV)
-    put(root.parent, f"out/{YOGA}.mp4")
+    put(root.parent, f"out/{YOGA}.mp4", "out/b.mkv")
     (root / "train").mkdir()
     (root / "train" / "yoga").symlink_to(root.parent / "out")
+    (root / "train" / "yoga_").symlink_to("yoga")  # the same class, and the same folder
     assert pairs(Kinetics(root, csv=csv), root) == [(f"train/yoga/{YOGA}.mp4", "yoga")]
-    (root / "train" / "yoga").unlink()
-    (root / f"{YOGA}.mp4").symlink_to(root.parent / "out" / f"{YOGA}.mp4")
-    with pytest.raises(ValueError, match=r"expected a video under .* a link to .* outside"):
-        Kinetics(root, csv=csv)
+    assert len(Kinetics(root)) == 2
+    for name in ("yoga", "yoga_"):
+        (root / "train" / name).unlink()
+    put(root, "train/yoga/a.mp4")
+    for name, target in (("c.mp4", root.parent / "out" / "b.mkv"), ("d.mp4", "nothing"), ("e.mp4", "e.mp4")):
+        (root / "train" / "yoga" / name).symlink_to(target)
+    with pytest.warns(
+        UserWarning, match=r"2 videos count as missing, first \['train/yoga/d.mp4'.* fetch their content"
+    ):
+        data = Kinetics(root)
+    assert [path.name for path, _ in data.samples] == ["a.mp4", "c.mp4"]
+    assert (data.missing, data.expected) == (["train/yoga/d.mp4", "train/yoga/e.mp4"], 4)
+
+
+def test_by_folder_and_by_list_agree_on_what_a_video_is(root, caplog):
+    """As does what is checked: any case, no hidden files, one file a stem."""
+    names = [f"{YOGA}.webm", f"{YOGA}.MP4", "__________0_100_110.Mov", f"._{YOGA}.avi", "notes.xyz"]
+    put(root, *(f"train/yoga/{name}" for name in names))
+    lines = "yoga,-abc_DEF-12,10,20,train,0\nyoga,__________0,100,110,train,0\n"
+    chosen = {f"train/yoga/{names[1]}", f"train/yoga/{names[2]}"}
+    for found in (Kinetics(root), Kinetics(root, csv=written(root, HEAD + lines))):
+        assert {name for name, _ in pairs(found, root)} == chosen
+    assert set(find_videos(root)) == chosen
+    assert caplog.text.count(f"1 files left out, first ['train/yoga/{YOGA}.webm']") == 3
+    caplog.set_level("INFO")
+    find_videos(root)
+    assert "no videos by their endings: 1 .xyz" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [(HEAD, "a.csv"), (HEAD + "yoga,-abc_DEF-12,1,2,val,0", "a.csv"), ("{}", "a.json")]
+)
+def test_a_list_without_a_clip_of_the_subset_is_an_error(root, text, name):
+    put(root, f"{YOGA}.mp4")
+    with pytest.raises(ValueError, match=rf"{name}': expected clips of subset train .*got none"):
+        Kinetics(root, csv=written(root, text, name))
+    with pytest.raises(ValueError, match=r"mini.txt', line 1: expected class names, one a line, got none"):
+        Kinetics(root, classes=written(root, "\r\n", "mini.txt"))
 
 
 def test_folders_are_read_once(root, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from repflow import __version__
 from repflow.cli import compare, doctor, evaluate, sweep, train
+from repflow.cli.datasets import add_quarantine
 from repflow.experiments import UsageError
 from repflow.experiments.parameters import PROFILES
 
@@ -398,13 +400,18 @@ def _add_data_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    """Decode every video; report, and list the bad ones in ROOT/quarantine.txt,
-    which the loaders leave out. No video is changed. A check that was stopped goes on where it was."""
+    """Decode every video; report, and list the bad ones in ROOT/quarantine.txt, or in DIR, which the loaders leave
+    out. No video is changed. A check that was stopped goes on where it was."""
     from repflow.data.check import check
 
     numbers = _numbers(arguments, workers=1, seconds=1, shortest=1)
     report = check(arguments.root, out=arguments.out, **numbers)
     sys.stdout.write(f"{report.text()}\n")
+    if arguments.out and report.bad:
+        sys.stdout.write(
+            f"\nto leave out the bad ones: --quarantine {shlex.quote(str(arguments.out))} with train, evaluate and "
+            "data extract-flow, quarantine= in Python\n"
+        )
     return 1 if report.bad else 0
 
 
@@ -413,6 +420,7 @@ def _add_data_extract(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="where the flow goes (default: ROOT's name with -flow behind it)")
     add("--workers", type=int, metavar="N", help="processes (default: one a core, or one on a GPU)")
     add("--width", type=int, metavar="PX", help="reduce wider frames first (default: not)")
+    add_quarantine(parser)
 
 
 def _data_extract(arguments: argparse.Namespace) -> int:
@@ -420,7 +428,9 @@ def _data_extract(arguments: argparse.Namespace) -> int:
     is finished is kept: a run that was stopped goes on where it was."""
     from repflow.data.extract import extract_flow
 
-    result = extract_flow(arguments.root, arguments.out, **_numbers(arguments, workers=1, width=1))
+    result = extract_flow(
+        arguments.root, arguments.out, **_numbers(arguments, workers=1, width=1), quarantine=arguments.quarantine
+    )
     sys.stdout.write(f"{len(result.done)} done, {len(result.skipped)} there already, {len(result.failed)} failed\n")
     sys.stdout.writelines(f"{problem}\n" for problem in result.failed.values())
     return 1 if result.failed else 0

@@ -14,13 +14,20 @@ KINDS = "hmdb51", "kinetics", "synthetic"
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list."""
+    """--data, --fold, --classes, --list, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
     add("--list", type=Path, metavar="FILE",
         help="Kinetics: an official CSV file or the 2019 release's JSON; HMDB51: lines 'video class'")  # fmt: skip
+    add_quarantine(parser)
+
+
+def add_quarantine(parser: argparse.ArgumentParser) -> None:
+    """--quarantine."""
+    parser.add_argument("--quarantine", type=Path, metavar="FILE", help="leave out the videos of this list, or of the "
+        "folder that data check --out wrote into (default: ROOT/quarantine.txt, if there)")  # fmt: skip
 
 
 def check_dataset(arguments: argparse.Namespace) -> None:
@@ -43,13 +50,15 @@ def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[s
     from repflow.data.lists import read_classes
 
     kind, root = arguments.data
+    bad = arguments.quarantine
     if arguments.classes:
         classes = read_classes(arguments.classes)
     if kind == "kinetics":
-        return Kinetics(root, "val" if subset == "test" else subset, csv=arguments.list, classes=classes)
+        subset = "val" if subset == "test" else subset
+        return Kinetics(root, subset, csv=arguments.list, classes=classes, quarantine=bad)
     if kind == "hmdb51":
-        return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True)
-    return SyntheticMotion(root, subset, classes)
+        return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True, quarantine=bad)
+    return SyntheticMotion(root, subset, classes, quarantine=bad)
 
 
 def add_clips(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -22,8 +21,8 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from repflow.data.hmdb51 import HMDB51, TAGS
-from repflow.data.lists import find_videos, quoted, unquoted
+from repflow.data.hmdb51 import TAGS, find_files, find_splits, read_split
+from repflow.data.lists import QUARANTINE, find_videos, is_file, quoted, unquoted
 from repflow.files import beside, text_table
 from repflow.processes import fresh_processes
 from repflow.video import VideoInfo, frame_rate, iter_frames
@@ -121,9 +120,9 @@ def check(
     time of change is kept, but for crashed, timed out and unreadable ones; delete it to begin anew. The files are whole
     at any time, and a stopped check goes on where it was. No video is changed. `inspect` must be picklable.
 
-    Raises ValueError for numbers that are not positive and OSError, before anything is decoded, if `root` is no folder,
-    or `out` cannot be written or holds files of these names that no check wrote. After ctrl-C the files hold what was
-    found and KeyboardInterrupt is raised.
+    Raises ValueError for numbers that are not positive and OSError, before anything is decoded, if `root` is no folder
+    or has no video, or `out` cannot be written or holds files of these names that no check wrote. After ctrl-C the
+    files hold what was found and KeyboardInterrupt is raised.
     """
     if min(workers, seconds, shortest) <= 0:
         raise ValueError(f"workers, seconds and shortest must be above 0, got {workers}, {seconds} and {shortest}")
@@ -133,7 +132,7 @@ def check(
         raise FileNotFoundError(f"{str(root)!r}: expected a folder with videos, found none; check the path")
     stamps = {path: _stamp(root / path) for path in find_videos(root)}
     rows = {row.path: _judged(row, shortest) for row in _known(out / "check.csv", stamps)}
-    _keep_foreign(out / "quarantine.txt")
+    _keep_foreign(out / QUARANTINE)
     try:
         _save(out, rows)
     except OSError as error:
@@ -153,27 +152,25 @@ def check(
                     saved = time.monotonic()
     finally:
         _save(out, rows)
-    return Report([rows[path] for path in sorted(rows)], expectations(root))
+    return Report([rows[path] for path in sorted(rows)], expectations(root, stamps))
 
 
-def expectations(root: str | os.PathLike[str]) -> list[str]:
+def expectations(root: str | os.PathLike[str], videos: Collection[str]) -> list[str]:
     """Lines that compare the videos under `root` with HMDB51's split files there; without these, counts by folder."""
     root = Path(root)
-    lines, missing, videos = [], set(), set(find_videos(root))
-    unlisted = videos.copy()
+    lines, missing, unlisted = [], set(), set(videos)
     for fold in (1, 2, 3):
         try:
-            with warnings.catch_warnings(action="ignore"):  # of wrong counts, which are told below
-                subsets = {name: HMDB51(root, fold, name, missing_ok=True) for name in TAGS}
+            tags = {name: read_split(file) for name, file in find_splits(root, fold).items()}
+            listed = list(find_files(root, tags))
         except FileNotFoundError:  # no split files of this fold
             continue
         except (OSError, ValueError) as error:  # no reason to lose the rest of the report
             return [str(error)]
-        for subset in subsets.values():
-            missing.update(subset.missing)
-            unlisted.difference_update(subset.quarantined)
-            unlisted.difference_update(path.relative_to(root).as_posix() for path, _ in subset.samples)
-        train, test = subsets["train"].expected, subsets["test"].expected
+        missing.update(name for name, entry, _ in listed if entry is None or not is_file(entry))
+        unlisted.difference_update(Path(entry.path).relative_to(root).as_posix() for _, entry, _ in listed if entry)
+        counts = Counter(tag for split in tags.values() for tag in split.values())
+        train, test = counts[TAGS["train"]], counts[TAGS["test"]]
         verdict = "as in HMDB51" if (train, test) == (3570, 1530) else "HMDB51 has 3570 and 1530"
         lines.append(f"fold {fold}: {train} train, {test} test ({verdict})")
     if not lines:
@@ -240,8 +237,8 @@ def _save(out: Path, rows: Mapping[str, Row]) -> None:
             writer.writerow(Row._fields)
             writer.writerows(ordered)
         bad = [f"{row.path}\n" for row in ordered if row.status != Status.OK]
-        (folder / "quarantine.txt").write_text(_HEAD + "".join(bad), encoding="utf-8")
-        for name in ("check.csv", "quarantine.txt"):
+        (folder / QUARANTINE).write_text(_HEAD + "".join(bad), encoding="utf-8")
+        for name in ("check.csv", QUARANTINE):
             (folder / name).replace(out / name)
 
 
@@ -320,6 +317,8 @@ def _try(path: str, inspect: Inspect) -> Outcome:
     try:
         return Status.OK, inspect(path), ""
     except OSError as error:  # VideoError is one
+        if not os.path.exists(path) and os.path.islink(path):
+            return Status.UNREADABLE, _NOTHING, "a link to nothing: fetch its content"
         status = Status.CORRUPT if os.access(path, os.R_OK) else Status.UNREADABLE
         return status, _NOTHING, " ".join(str(error).removeprefix(f"{path!r}: ").split())
     except Exception as error:

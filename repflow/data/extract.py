@@ -4,6 +4,7 @@ The flow from frame t to frame t + 1 is one grey picture, u above v (2H x W), cl
 255, 128 for no motion. It is coded as FFV1, each picture on its own, in Matroska, about 100 KB for a second of 320x240.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -24,11 +25,12 @@ import torch
 from tqdm.auto import tqdm
 
 from repflow.data.flow import exact_rate, flow_rate, iter_flow
-from repflow.data.lists import VIDEO_ENDINGS, find_videos
+from repflow.data.lists import PathLike, find_videos, quarantine_test
 from repflow.files import beside
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, open_video
 
+_log = logging.getLogger(__name__)
 _RULE = f"flow, u above v: (value - 128) * {LARGEST:g} / 127 px/frame"
 _stop: Event | None = None  # in a worker: set once the parent wants it to end
 
@@ -44,26 +46,28 @@ class Extraction(NamedTuple):
 
 
 def extract_flow(
-    root: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
+    root: PathLike,
+    out: PathLike | None = None,
     *,
     workers: int | None = None,
     width: int | None = None,
+    quarantine: PathLike | None = None,
 ) -> Extraction:
     """Extract the flow of every video under `root` to `flow_file` under `out` (default: root's name with -flow).
 
     Each file appears whole or not at all. One that is newer than its video, and of the same `width` (wider frames are
     reduced first), is kept: a run that was stopped goes on where it was. A video that cannot be read is in `failed`,
-    and the others go on. `workers` processes share the videos, by default one for each of PyTorch's threads; where
-    there is a GPU, one does it all there, unless told more. Shows progress. Raises ValueError for workers or width
-    below 1, OSError where one folder contains the other, there is no video, or a process died.
+    and the others go on. Those that `quarantine` names (as in the loaders) are left out; the log tells how many.
+    `workers` processes share the videos, by default one for each of PyTorch's threads; where there is a GPU, one does
+    it all there, unless told more. Shows progress. Raises ValueError for workers or width below 1, OSError where one
+    folder contains the other, there is no video, or a process died.
     """
     if not all(number is None or number >= 1 for number in (workers, width)):
         raise ValueError(f"expected workers >= 1 and width >= 1, got {workers=}, {width=}")
     root, out = _folders(root, out)
     device = "cuda" if torch.cuda.is_available() and workers in (None, 1) else "cpu"
     result, jobs = Extraction([], [], {}), []
-    for video in _listed(root):
+    for video in _videos(root, quarantine):
         file = flow_file(video, root, out)
         if _is_done(video, file, width):
             result.skipped.append(video)
@@ -80,13 +84,16 @@ def extract_flow(
     return result
 
 
-def _listed(root: Path) -> list[Path]:
-    if videos := sorted(root / name for name in find_videos(root)):
-        return videos
-    raise FileNotFoundError(
-        f"{str(root)!r}: expected videos ({', '.join(VIDEO_ENDINGS)}) in it or in its folders, found none; "
-        "check the path"
-    )
+def _videos(root: Path, quarantine: PathLike | None) -> list[Path]:
+    """The videos under `root` that are not in the quarantine. Raises FileNotFoundError where there is none."""
+    is_bad = quarantine_test(root, quarantine)
+    videos = [root / name for name in find_videos(root)]
+    good = [video for video in videos if not is_bad(video)]
+    if not good:
+        raise FileNotFoundError(f"{str(root)!r}: all of its {len(videos)} videos are in the quarantine; mend that list")
+    if len(good) < len(videos):
+        _log.info("%r: %d videos are in the quarantine: left out", str(root), len(videos) - len(good))
+    return good
 
 
 def flow_file(video: str | os.PathLike[str], root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
@@ -240,7 +247,7 @@ def _is_done(video: Path, file: Path, width: int | None) -> bool:
     try:
         with open_video(file) as stream:
             return _title(stream) == _rule(width) and file.stat().st_mtime > video.stat().st_mtime
-    except VideoError:
+    except OSError:  # VideoError is one; or the video is a link to nothing, which the attempt to read it will tell
         return False
 
 

@@ -4,11 +4,22 @@ Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from repflow.arguments import warn
-from repflow.data.lists import ENDINGS, Listed, official_classes, read_lines, scan
+from repflow.data.lists import (
+    Listed,
+    PathLike,
+    Video,
+    choose_classes,
+    official_classes,
+    read_lines,
+    scan,
+    stem,
+    tell_of_copies,
+    videos_of,
+)
 
 TAGS = {"train": 1, "test": 2, "unused": 0}
 _COUNTS = {"train": 3570, "test": 1530}  # of all 51 classes, in each of the three folds
@@ -19,45 +30,53 @@ class HMDB51(Listed):
 
     The split files <class>_test_split<fold>.txt lie in `root` or in `root`/testTrainMulti_7030_splits. Their lines are
     "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do. Where name.avi is
-    not there, a copy of the same stem that ends in .mp4, .mkv or .webm is taken. Class folders may be links.
+    not there, a video of the same stem is taken, by the order of `lists.ENDINGS`. Folders and videos may be links.
 
     With `split_file`, that one list decides, and fold and subset say nothing: lines "video class", as lists of the 2019
     release's kind have them (what those look like is a guess, so much is taken: names with or without an ending or
     rgb_ in front, videos in `root`/<class> or all together in `root`).
 
-    classes: sorted class names (only those named in the argument `classes`, where given); samples: by class, then in
-    the order of the split file; expected, missing and quarantined as in Listed. Raises FileNotFoundError for a missing
-    root or split file, and for missing videos unless `missing_ok`; ValueError for a bad line, an unknown class or a
-    video that is a link out of the root. Warns where the split files of all 51 classes do not name the official number
-    of videos.
+    classes: sorted class names, or those in the argument `classes`: names in their order (a set is sorted) or a text
+    file with one a line; samples: by class, then in the order of the split file; expected, missing and quarantined as
+    in Listed. `quarantine` is a file, or the folder that `data check` wrote into, in place of `root`/quarantine.txt.
+
+    Raises FileNotFoundError for a missing root or split file, for missing videos unless `missing_ok`, and where no
+    video is left; ValueError for a bad line, an unknown class, or a list that is empty, or one without a video for
+    training or testing where that is asked for. Warns where the split files of all 51 classes do not name the official
+    number of videos.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: PathLike,
         fold: int = 1,
         subset: str = "train",
-        classes: Collection[str] | None = None,
+        classes: Collection[str] | PathLike | None = None,
         *,
-        split_file: str | os.PathLike[str] | None = None,
+        split_file: PathLike | None = None,
         missing_ok: bool = False,
+        quarantine: PathLike | None = None,
     ) -> None:
         if subset not in TAGS:
             raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
-        splits = _read_list(Path(split_file)) if split_file else _find_splits(root, fold)
-        if unknown := sorted(set(classes or ()) - set(splits)):
-            raise ValueError(f"{str(root)!r}: no class {', '.join(unknown)}; there are {', '.join(sorted(splits))}")
-        self.classes = sorted(splits if classes is None else set(classes))
-        chosen = {name: splits[name] for name in self.classes}
-        self._take(root, _find_listed(root, chosen) if split_file else _find_videos(root, chosen, TAGS[subset]))
+        if split_file:
+            videos = _read_list(Path(split_file))
+            self.classes = choose_classes(classes, sorted(videos))
+            listed = _find_listed(root, {name: videos[name] for name in self.classes})
+        else:
+            splits = find_splits(root, fold)
+            self.classes = choose_classes(classes, sorted(splits))
+            listed = find_files(root, {name: _of_subset(splits[name], subset) for name in self.classes})
+        self._take(root, listed, quarantine)
         if self.missing and not missing_ok:
             raise FileNotFoundError(
                 f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
                 f"{self.missing[:3]}; unpack every class's archive into a folder of its name"
             )
+        self._expect_samples(subset)
         count = _COUNTS.get(subset, self.expected)
         if (
             len(self.classes) == 51
@@ -71,8 +90,8 @@ class HMDB51(Listed):
             )
 
 
-def _find_splits(root: Path, fold: int) -> dict[str, Path]:
-    """Split file by class."""
+def find_splits(root: Path, fold: int) -> dict[str, Path]:
+    """Split file by class. Raises FileNotFoundError where there is none."""
     folders, ending = (root, root / "testTrainMulti_7030_splits"), f"_test_split{fold}.txt"
     # [!.]: a class named ".." would leave the root, and "._wave" is what macOS puts beside "wave"
     splits = {file.name.removesuffix(ending): file for folder in folders for file in folder.glob(f"[!.]*{ending}")}
@@ -81,13 +100,14 @@ def _find_splits(root: Path, fold: int) -> dict[str, Path]:
     return splits
 
 
-def _find_videos(root: Path, splits: dict[str, Path], tag: int) -> Iterator[tuple[str, os.DirEntry[str] | None, int]]:
-    for label, (name, split) in enumerate(splits.items()):
-        files = {entry.name: entry for entry in scan(root / name) if entry.is_file()}
-        for video, found in _read_split(split).items():
-            if found == tag:
-                copies = (video, *(Path(video).stem + ending for ending in ENDINGS))
-                yield f"{name}/{video}", next((files[copy] for copy in copies if copy in files), None), label
+def find_files(root: Path, videos: Mapping[str, Iterable[str]]) -> Iterator[Video]:
+    """Where the videos lie that are listed, by class, with the names of their files."""
+    left_out: list[os.DirEntry[str]] = []
+    for label, (name, listed) in enumerate(videos.items()):
+        files = videos_of(scan(root / name), left_out)
+        for video in listed:
+            yield f"{name}/{video}", files.get(stem(video)), label
+    tell_of_copies(root, left_out)
 
 
 def _read_list(path: Path) -> dict[str, list[str]]:
@@ -98,37 +118,54 @@ def _read_list(path: Path) -> dict[str, list[str]]:
     for number, line in read_lines(path):
         match line.rsplit(maxsplit=1):
             case [video, name] if not {"/", "\\", "\0"} & set(video) and name in known:
-                stem = Path(video).stem if video.endswith(ENDINGS) else video
-                if labels.setdefault(stem, name) != name:
+                video = stem(video)
+                if labels.setdefault(video, name) != name:
                     raise ValueError(
-                        f"{str(path)!r}, line {number}: expected one class a video, got {name!r} for {stem!r}, which "
-                        f"had {labels[stem]!r} above; remove one of the lines"
+                        f"{str(path)!r}, line {number}: expected one class a video, got {name!r} for {video!r}, which "
+                        f"had {labels[video]!r} above; remove one of the lines"
                     )
-                if stem not in videos.setdefault(name, []):
-                    videos[name].append(stem)
+                if video not in videos.setdefault(name, []):
+                    videos[name].append(video)
             case _:
                 raise ValueError(
                     f"{str(path)!r}, line {number}: expected 'video class' with a plain file name and a class of "
                     f"HMDB51, got {line!r}; mend the line"
                 )
+    if not videos:
+        raise ValueError(f"{str(path)!r}, line 1: expected lines 'video class', got none; give another list")
     return videos
 
 
-def _find_listed(root: Path, videos: dict[str, list[str]]) -> Iterator[tuple[str, os.DirEntry[str] | None, int]]:
-    flat = {entry.name: entry for entry in scan(root) if entry.is_file()}
+def _find_listed(root: Path, videos: dict[str, list[str]]) -> Iterator[Video]:
+    left_out: list[os.DirEntry[str]] = []
+    flat = videos_of(scan(root), left_out)
     for label, (name, stems) in enumerate(videos.items()):
-        files = flat | {entry.name: entry for entry in scan(root / name) if entry.is_file()}
-        for stem in stems:
-            copies = (f"{prefix}{stem.removeprefix('rgb_')}{ending}" for ending in ENDINGS for prefix in ("", "rgb_"))
-            yield f"{name}/{stem}", next((files[copy] for copy in copies if copy in files), None), label
+        files = flat | videos_of(scan(root / name), left_out)
+        for video in stems:
+            copies = (f"{prefix}{video.removeprefix('rgb_')}" for prefix in ("", "rgb_"))
+            yield f"{name}/{video}", next((files[copy] for copy in copies if copy in files), None), label
+    tell_of_copies(root, left_out)
 
 
-def _read_split(path: Path) -> dict[str, int]:
-    """Tag by video. A line may be repeated, not contradicted."""
+def _of_subset(path: Path, subset: str) -> list[str]:
+    tags = read_split(path)
+    videos = [name for name, tag in tags.items() if tag == TAGS[subset]]
+    if not videos and subset != "unused":
+        raise ValueError(
+            f"{str(path)!r}: expected videos with tag {TAGS[subset]} ({subset}), got none in {len(tags)} lines; get "
+            "the official file, or ask for other classes"
+        )
+    return videos
+
+
+def read_split(path: Path) -> dict[str, int]:
+    """Tag by video, each stem once. A line may be repeated, not contradicted; ValueError for a bad line or none."""
     tags: dict[str, int] = {}
+    names: dict[str, str] = {}
     for number, line in read_lines(path):
         match line.rsplit(maxsplit=1):
             case [name, ("0" | "1" | "2") as tag] if not {"/", "\\", "\0"} & set(name) and name not in (".", ".."):
+                name = names.setdefault(stem(name), name)
                 if tags.setdefault(name, int(tag)) != int(tag):
                     raise ValueError(
                         f"{str(path)!r}, line {number}: expected one tag a video, got {tag} for {name!r}, which had "
@@ -139,4 +176,6 @@ def _read_split(path: Path) -> dict[str, int]:
                     f"{str(path)!r}, line {number}: expected 'name.avi tag' with a plain file name and "
                     f"tag 1 (train), 2 (test) or 0 (unused), got {line!r}; mend the line"
                 )
+    if not tags:
+        raise ValueError(f"{str(path)!r}, line 1: expected lines 'name.avi tag', got none; get the official file")
     return tags

@@ -5,10 +5,23 @@ Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from repflow.data.lists import ENDINGS, Listed, official_classes, read_classes, read_csv, read_json, scan
+from repflow.data.lists import (
+    Listed,
+    PathLike,
+    Video,
+    choose_classes,
+    is_folder,
+    official_classes,
+    read_csv,
+    read_json,
+    scan,
+    tell_of_copies,
+    tell_of_others,
+    videos_of,
+)
 
 _SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
 _NAME = re.compile(
@@ -26,85 +39,77 @@ class Kinetics(Listed):
     and split; or, where its name ends in .json, an object {"rgb_<id>_<start>_<end>": {"subset": ..., "label": ...}}
     with the keys of the 2019 release, whose values are a guess. The videos may lie in `root`/<subset>/<label>,
     `root`/<subset>, `root`/<label> or `root`, the first of these winning, and be named <id>_<start>_<end>, padded with
-    zeros or not, with or without rgb_ in front, as .avi, .mp4, .mkv or .webm. Many are missing from most copies: they
+    zeros or not, with or without rgb_ in front, with any of `lists.ENDINGS`. Many are missing from most copies: they
     are only listed in `missing`, as in the official names, <id>_000010_000020.
 
     Without `csv`, every video in `root`/<subset>/<label> counts (`root` may be the subset's folder itself). Labels may
     have underscores for spaces, in lists and folders.
 
     classes: those in the argument `classes`, names in their order (a set is sorted) or a text file with one a line;
-    without it all 400, in the order of torchvision's weights. Videos of others are left out. Raises FileNotFoundError
-    where there is no such folder or list, or no video at all in it; ValueError for a bad list or an unknown class.
+    without it all 400, in the order of torchvision's weights. Videos of others are left out. `quarantine` is a file, or
+    the folder that `data check` wrote into, in place of `root`/quarantine.txt. Raises FileNotFoundError where there is
+    no such folder or list, or no video is left; ValueError for a bad list, one without a clip of the subset in these
+    classes, or an unknown class.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: PathLike,
         subset: str = "train",
-        csv: str | os.PathLike[str] | None = None,
-        classes: Collection[str] | str | os.PathLike[str] | None = None,
+        csv: PathLike | None = None,
+        classes: Collection[str] | PathLike | None = None,
+        *,
+        quarantine: PathLike | None = None,
     ) -> None:
         if subset not in _SUBSETS:
             raise ValueError(f"subset must be one of {', '.join(_SUBSETS)}, got {subset!r}")
         root, official = Path(root), official_classes("kinetics400")
         if not root.is_dir():
             raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
-        self.classes = _choose(classes, official)
+        self.classes = choose_classes(classes, official, _spaced)
         labels = dict.fromkeys(official) | {name: label for label, name in enumerate(self.classes)}
         if csv is None:
             listed = list(_by_folder(root, subset, labels))
         else:
             wanted, files = _by_list(Path(csv), subset, labels), _index(root, subset, labels)
             listed = [("{}_{:06}_{:06}".format(*clip), files.get(clip), label) for clip, label in wanted.items()]
-        self._take(root, listed)
-        if len(self.missing) == self.expected:
-            raise FileNotFoundError(
-                f"{str(root)!r}: expected videos of subset {subset}, got none ({self.expected} are listed); give the "
-                "folder that holds them, their class folders or the subset's folder"
-            )
-
-
-def _choose(classes: Collection[str] | str | os.PathLike[str] | None, official: list[str]) -> list[str]:
-    if classes is None:
-        return official
-    if isinstance(classes, str | os.PathLike):
-        classes = read_classes(Path(classes))
-    chosen = [_spaced(name) for name in (sorted(classes) if isinstance(classes, Set) else classes)]
-    if unknown := sorted(set(chosen) - set(official)):
-        raise ValueError(f"classes: expected names of Kinetics-400, got {', '.join(map(repr, unknown))}; mend them")
-    return list(dict.fromkeys(chosen))
+        self._take(root, listed, quarantine)
+        self._expect_samples(subset)
 
 
 def _spaced(label: str) -> str:
     return " ".join(label.replace("_", " ").split())
 
 
-def _by_folder(
-    root: Path, subset: str, labels: dict[str, int | None]
-) -> Iterator[tuple[str, os.DirEntry[str] | None, int]]:
+def _by_folder(root: Path, subset: str, labels: dict[str, int | None]) -> Iterator[Video]:
     folders = [root / name for name in _SUBSETS[subset] if (root / name).is_dir()]
     if not folders and root.absolute().name in _SUBSETS[subset]:
         folders = [root]
-    found = [entry for folder in folders for entry in scan(folder) if entry.is_dir() and entry.name[0] != "."]
+    found = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
     if unknown := [entry.path for entry in found if _spaced(entry.name) not in labels]:
         raise ValueError(f"expected folders named as classes of Kinetics-400, got {unknown[:3]}; move them elsewhere")
-    chosen = [(label, entry) for entry in found if (label := labels[_spaced(entry.name)]) is not None]
+    found = {os.path.realpath(entry.path): entry for entry in reversed(found)}.values()  # once, whatever links to it
+    chosen = [(label, entry) for entry in reversed(found) if (label := labels[_spaced(entry.name)]) is not None]
+    left_out: list[os.DirEntry[str]] = []
     for label, folder in sorted(chosen, key=lambda pair: pair[0]):
-        for entry in scan(Path(folder.path)):
-            if entry.name.endswith(ENDINGS) and entry.is_file():
-                yield entry.path, entry, label
+        for entry in videos_of(scan(Path(folder.path)), left_out).values():
+            yield Path(entry.path).relative_to(root).as_posix(), entry, label
+    tell_of_copies(root, left_out)
+    tell_of_others(root, left_out)
 
 
 def _index(root: Path, subset: str, labels: dict[str, int | None]) -> dict[Clip, os.DirEntry[str]]:
     """Every clip's file. Each folder is read once: asking for every name in turn would take hours over a network."""
     files: dict[Clip, os.DirEntry[str]] = {}
+    left_out: list[os.DirEntry[str]] = []
     for place in (*(root / name for name in _SUBSETS[subset]), root):
         entries = scan(place)
-        inner = [e for e in entries if e.is_dir() and _spaced(e.name) in labels]
-        for entry in (*(file for folder in inner for file in scan(Path(folder.path))), *entries):
-            stem, ending = os.path.splitext(entry.name)
-            if ending in ENDINGS and (clip := _clip(stem)) and entry.is_file():
-                files.setdefault(clip, entry)
+        inner = [scan(Path(e.path)) for e in entries if _spaced(e.name) in labels and is_folder(e)]
+        for folder in (*inner, entries):
+            for name, entry in videos_of(folder, left_out).items():
+                if clip := _clip(name):
+                    files.setdefault(clip, entry)
+    tell_of_copies(root, left_out)
     return files
 
 
@@ -127,7 +132,12 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
             raise ValueError(f"{where}: expected one of the splits {', '.join(known)}, got {split!r}; mend it")
         if known[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:
             raise ValueError(f"{where}: {name!r} was listed above with another label than {label!r}; remove one")
-    return {clip: label for clip, label in wanted.items() if label is not None}
+    if not (chosen := {clip: label for clip, label in wanted.items() if label is not None}):
+        raise ValueError(
+            f"{str(path)!r}: expected clips of subset {subset} in the classes asked for, got none; {len(wanted)} are "
+            "listed in others; give another list, subset or classes"
+        )
+    return chosen
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

@@ -5,22 +5,33 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote_to_bytes
 
-ENDINGS = (".avi", ".mp4", ".mkv", ".webm")  # of data sets; and of whatever else is a video:
-VIDEO_ENDINGS = (*ENDINGS, ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
+from repflow.arguments import warn
+
+# What `repflow.video` reads, in any case. Of files of one stem in one folder the one whose ending comes first counts.
+ENDINGS = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2"),
+    *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".dv", ".gif"),
+)
+QUARANTINE = "quarantine.txt"
 _log = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+Video = tuple[str, os.DirEntry[str] | None, int]  # its name, its file if there is one, its label
 
 
 class Listed:
     """A data set's videos, as its lists name them and as its folder has them.
 
     root: the folder; classes: class names, a label being an index into them; samples: (path, label); expected: how many
-    videos the lists name; missing: those of them that are not in the folder; quarantined: those that quarantine.txt
-    names, by their path under the root. Each expected video is in just one of samples, missing and quarantined.
+    videos the lists name; missing: those of them that are not in the folder, or are links to nothing; quarantined:
+    those that the quarantine names, by their path under the root. Each expected video is in just one of samples,
+    missing and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
     """
 
     root: Path
@@ -33,27 +44,61 @@ class Listed:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def _take(self, root: Path, listed: Iterable[tuple[str, os.DirEntry[str] | None, int]]) -> None:
-        """Sorts videos, given as (name, file if there is one, label), into samples, missing and quarantined."""
+    def _take(self, root: Path, listed: Iterable[Video], quarantine: PathLike | None) -> None:
+        """Sorts videos into samples, missing and quarantined. Warns of links to nothing."""
         self.root, self.samples, self.missing, self.quarantined = root, [], [], []
-        unusable = read_quarantine(root)
+        is_bad = quarantine_test(root, quarantine)
+        dangling = []
         for name, entry, label in listed:
-            if entry is None:
+            if entry is None or not is_file(entry):
                 self.missing.append(name)
-            elif (path := _path_inside(root, entry)) in unusable:
+                dangling += [name] * (entry is not None)
+            elif is_bad(path := Path(entry.path)):
                 self.quarantined.append(path.relative_to(root).as_posix())
             else:
                 self.samples.append((path, label))
         self.expected = len(self.samples) + len(self.missing) + len(self.quarantined)
+        if dangling:
+            warn(
+                f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; "
+                "fetch their content (git annex get, dvc pull)"
+            )
+
+    def _expect_samples(self, subset: str) -> None:
+        if not self.samples:
+            raise FileNotFoundError(
+                f"{str(self.root)!r}: expected videos of subset {subset}, got none ({self.expected} are listed); "
+                f"{len(self.missing)} are missing and {len(self.quarantined)} quarantined: give the folder that holds "
+                "the videos, their class folders or the subset's folder"
+            )
+
+
+def choose_classes(
+    classes: Collection[str] | PathLike | None, known: Collection[str], tidy: Callable[[str], str] = str
+) -> list[str]:
+    """The classes in their order, each once: `known` for None, the lines of a text file, names, or a set, sorted.
+
+    Raises ValueError for a class that is not `known`.
+    """
+    if classes is None:
+        return list(known)
+    if isinstance(classes, str | os.PathLike):
+        classes = read_classes(Path(classes))
+    chosen = dict.fromkeys(tidy(name) for name in (sorted(classes) if isinstance(classes, Set) else classes))
+    if unknown := sorted(set(chosen) - set(known)):
+        few = ", ".join(sorted(known)[:60])
+        raise ValueError(f"classes: expected some of {few}, got {', '.join(map(repr, unknown))}; mend the names")
+    return list(chosen)
 
 
 def read_text(path: Path) -> str:
-    """A list's text, with any line ends. Raises ValueError for UTF-16, which some editors save."""
+    """A list's text, its line ends made "\\n". Raises ValueError for UTF-16, which some editors save."""
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{str(path)!r}, line 1: expected UTF-8 text, got UTF-16; save the file as UTF-8")
     # surrogateescape: a name in any encoding still meets its file; utf-8-sig: editors leave a byte-order mark
-    return content.decode("utf-8-sig", errors="surrogateescape")
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -98,12 +143,14 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names, one a line, in the file's order. Raises ValueError for a name that occurs twice."""
+    """Class names, one a line, in the file's order. Raises ValueError for none, and for one that occurs twice."""
     names: list[str] = []
     for number, name in read_lines(path):
         if name in names:
             raise ValueError(f"{str(path)!r}, line {number}: expected each class once, got {name!r} again; remove it")
         names.append(name)
+    if not names:
+        raise ValueError(f"{str(path)!r}, line 1: expected class names, one a line, got none; give another file")
     return names
 
 
@@ -114,15 +161,25 @@ def official_classes(name: str) -> list[str]:
     return read_classes(next(filter(Path.is_file, places), places[-1]))
 
 
-def read_quarantine(root: Path) -> set[Path]:
-    """The videos named in quarantine.txt under `root`; none where there is no such file.
+def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]:
+    """The videos that a quarantine names, as paths under `root`.
+
+    `quarantine` is a file, or the folder that `check` wrote quarantine.txt into. It is read in place of
+    `root`/quarantine.txt, which is read where there is one if no other is given.
 
     One path a line, relative to `root`, with slashes, as `quoted` writes it; empty lines and those that begin
-    with # mean nothing. Raises ValueError for a path that leaves the root.
+    with # mean nothing. Raises ValueError for a path that leaves the root, and FileNotFoundError where a given
+    quarantine is not there. Warns where not one of its videos is under `root`.
     """
-    file = root / "quarantine.txt"
+    file = root / QUARANTINE if quarantine is None else Path(quarantine)
+    if file.is_dir():
+        file /= QUARANTINE
     if not file.is_file():
-        return set()
+        if quarantine is None:
+            return set()
+        raise FileNotFoundError(
+            f"{str(file)!r}: expected a quarantine that data check wrote, found none; check the path"
+        )
     paths = set()
     for number, line in read_lines(file):
         if line.startswith("#"):  # only at the start: HMDB51 has names with a # in them
@@ -134,7 +191,19 @@ def read_quarantine(root: Path) -> set[Path]:
                 f"got {line!r}; mend the line"
             )
         paths.add(root / path)
+    if paths and not any(map(os.path.lexists, paths)):
+        warn(
+            f"{str(file)!r}: not one of its {len(paths)} videos is under {str(root)!r}, so it leaves out nothing; its "
+            "paths are relative to the folder that was checked: give that folder, or delete the list"
+        )
     return paths
+
+
+def quarantine_test(root: Path, quarantine: PathLike | None) -> Callable[[Path], bool]:
+    """A function that tells whether a video under `root` is in the quarantine, by whichever linked folder it came."""
+    folder = cache(os.path.realpath)  # of folders alone: a video that is a link goes by its own name
+    unusable = {(folder(path.parent), path.name) for path in read_quarantine(root, quarantine)}
+    return lambda path: bool(unusable) and (folder(path.parent), path.name) in unusable
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -145,35 +214,94 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _path_inside(root: Path, entry: os.DirEntry[str]) -> Path:
-    path = Path(entry.path)
-    # A folder may be a link to anywhere: whoever made it meant it. A single video's link has to stay inside.
-    if entry.is_symlink():
-        target = path.resolve()
-        if not any(target.is_relative_to(folder.resolve()) for folder in (root, path.parent)):
-            raise ValueError(
-                f"{str(path)!r}: expected a video under {str(root)!r}, got a link to {str(target)!r} outside; "
-                "copy the video, or link the whole folder"
-            )
-    return path
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also of a link to one; only links cost a question to the file system, and they may lead nowhere or round."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def find_videos(root: Path) -> Iterator[str]:
-    """The paths of all videos, relative to `root`, without hidden ones.
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Also of a link to one, not of a link to nothing."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
-    Each folder is visited once, however many links lead to it.
+
+def stem(name: str) -> str:
+    """A video's file name without its ending; any other name as it is."""
+    base, ending = os.path.splitext(name)
+    return base if ending.lower() in ENDINGS else name
+
+
+def videos_of(entries: Iterable[os.DirEntry[str]], left_out: list[os.DirEntry[str]]) -> dict[str, os.DirEntry[str]]:
+    """The videos among what lies in one folder, by stem, in the order of the entries: the rule for all data sets.
+
+    A video has one of ENDINGS, in any case, is no folder and not hidden. Of several of one stem, links to nothing come
+    last, then the order of ENDINGS decides. The files that are no video, and not hidden, are added to `left_out`.
     """
-    seen = {os.path.realpath(root)}
-    for folder, folders, files in os.walk(root, onerror=_tell, followlinks=True):
-        paths = {name: os.path.join(folder, name) for name in folders if not name.startswith(".")}
-        folders.clear()
-        for name in sorted(paths, key=lambda name: (os.path.islink(paths[name]), name)):  # a folder before links to it
-            if (real := os.path.realpath(paths[name])) not in seen:
+    videos: dict[str, os.DirEntry[str]] = {}
+    for entry in entries:
+        if entry.name.startswith(".") or is_folder(entry):
+            continue
+        name = stem(entry.name)
+        if name == entry.name:
+            left_out.append(entry)
+        elif (other := videos.setdefault(name, entry)) is not entry:
+            videos[name], second = sorted((other, entry), key=_preference)
+            left_out.append(second)
+    return videos
+
+
+def _preference(entry: os.DirEntry[str]) -> tuple[bool, int, str]:
+    return not is_file(entry), ENDINGS.index(os.path.splitext(entry.name)[1].lower()), entry.name
+
+
+def tell_of_copies(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
+    """Say in the log which of what `videos_of` left out has the ending of a video."""
+    if copies := [
+        Path(entry.path).relative_to(root).as_posix() for entry in left_out if stem(entry.name) != entry.name
+    ]:
+        _log.warning(
+            "%r: %d files left out, first %s: others of the same name come first, in the order %s",
+            str(root), len(copies), copies[:3], " ".join(ENDINGS),
+        )  # fmt: skip
+
+
+def tell_of_others(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
+    """Say in the log which endings `videos_of` does not know, and how many files have them."""
+    others = [entry.name for entry in left_out if stem(entry.name) == entry.name]
+    if endings := Counter(os.path.splitext(name)[1] or "without an ending" for name in others):
+        counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
+        _log.info("%r: left out, being no videos by their endings: %s", str(root), counts)
+
+
+def find_videos(root: Path) -> list[str]:
+    """The paths of all videos by the rule of `videos_of`, relative to `root`, sorted; the log tells of other files.
+
+    Each folder is visited once, however many links lead to it, hidden ones not at all. Raises FileNotFoundError where
+    there is no video.
+    """
+    seen, folders = {os.path.realpath(root)}, [root]
+    found: list[str] = []
+    left_out: list[os.DirEntry[str]] = []
+    while folders:
+        try:
+            entries = scan(folders.pop())
+        except OSError as error:
+            _tell(error)
+            continue
+        inner = [entry for entry in entries if is_folder(entry) and not entry.name.startswith(".")]
+        for entry in sorted(inner, key=os.DirEntry.is_symlink):  # a folder before links to it
+            if (real := os.path.realpath(entry.path)) not in seen:
                 seen.add(real)
-                folders.append(name)
-        for name in sorted(files):
-            if name.lower().endswith(VIDEO_ENDINGS) and not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+                folders.append(Path(entry.path))
+        videos = videos_of(entries, left_out).values()
+        found += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
+    tell_of_copies(root, left_out)
+    tell_of_others(root, left_out)
+    if not found:
+        raise FileNotFoundError(
+            f"{str(root)!r}: expected videos ({' '.join(ENDINGS)}) in it or in its folders, found none among "
+            f"{len(left_out)} files; check the path"
+        )
+    return sorted(found)
 
 
 def _tell(error: OSError) -> None:

@@ -26,6 +26,7 @@ from av.video.reformatter import VideoReformatter
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import HMDB51, TAGS
+from repflow.data.lists import PathLike
 from repflow.files import beside
 
 # What moves, as (right, down, clockwise, growing), and how much its speed changes from the middle to the end.
@@ -58,14 +59,19 @@ Moving = Literal["frame", "object"]
 
 
 class SyntheticMotion(HMDB51):
-    """One subset of a set that `make` wrote; `samples` and `classes` as in HMDB51, labels in alphabetical order."""
+    """One subset of a set that `make` wrote; `samples`, `classes` and `quarantine` as in HMDB51."""
 
     directed = True  # a mirrored clip has another class
 
     def __init__(
-        self, root: str | os.PathLike[str], subset: str = "train", classes: Collection[str] | None = None
+        self,
+        root: PathLike,
+        subset: str = "train",
+        classes: Collection[str] | PathLike | None = None,
+        *,
+        quarantine: PathLike | None = None,
     ) -> None:
-        super().__init__(root, fold=1, subset=subset, classes=classes)
+        super().__init__(root, fold=1, subset=subset, classes=classes, quarantine=quarantine)
 
     @staticmethod
     def make(
