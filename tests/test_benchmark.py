@@ -481,6 +481,14 @@ def test_the_readme_shows_a_gpu_s_files_too(tmp_path):
     assert "repflow, cuda |" in found["timings"]
 
 
+@pytest.mark.parametrize("seeds", [2, 5, 6, 30])
+def test_the_readme_s_interval_holds_for_any_number_of_seeds(seeds):
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(0).normal(50, 8, seeds)
+    low, high = stats.t.interval(0.95, seeds - 1, values.mean(), stats.sem(values))
+    assert collect._interval(values) == f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
+
+
 def test_no_timing_is_typed_into_the_notebook_or_its_neighbours():
     """What is said of times is printed from files, or measured."""
     notebook = json.loads((ROOT / "notebooks" / "05_runtime_comparison.ipynb").read_text(encoding="utf-8"))

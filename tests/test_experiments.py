@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.cli import main
-from repflow.experiments import UsageError, answers, environment, plan, read_parameters, report, run, site, worker
+from repflow.experiments import UsageError, environment, plan, read_parameters, report, run, site, worker
 from repflow.experiments.pages import heading, mathml, notebook_page
 from repflow.experiments.parameters import read_profile
 from repflow.experiments.runner import _tidy
@@ -456,8 +456,7 @@ def test_what_was_computed_is_kept_where_pages_cannot_be_made(tmp_path, notebook
 
 
 def test_a_run_does_not_need_the_project_s_results(tmp_path, notebook, monkeypatch):
-    monkeypatch.setattr("repflow.files.results_folder", lambda: tmp_path / "nowhere")
-    monkeypatch.setattr(answers, "results_folder", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("repflow.files.__file__", str(tmp_path / "repflow" / "files.py"))  # beside which it looks
     assert run(plan([str(notebook)]), tmp_path / "runs", "tiny")[1]
 
 
