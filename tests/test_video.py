@@ -4,7 +4,9 @@ import io
 import itertools
 import os
 import re
+import shutil
 import struct
+import subprocess
 import sys
 import types
 from fractions import Fraction
@@ -255,21 +257,66 @@ def test_an_edit_list_that_hides_frames(tmp_path):
     np.testing.assert_array_equal(read_clip(cut), everything)
 
 
-# Matrices of a phone's MP4 in 16.16 fixed point, and the quarter turns clockwise they stand for.
-@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
-def test_turned_videos_are_set_upright(tmp_path, matrix, turns):
-    path = write_video(tmp_path / "phone.mp4", length=3)
-    everything, encoded = decode_all(path), path.read_bytes()
+def with_display_matrix(encoded, matrix):
+    """The bytes of an MP4 whose header asks for this 2x2 matrix a, b, c, d: pixel (x, y) to (ax + cy, bx + dy)."""
     a, b, c, d = (value << 16 for value in matrix)
     straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     at = encoded.index(straight, encoded.index(b"tkhd"))
-    turned = encoded[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + encoded[at + len(straight) :]
-    upright = np.rot90(everything, -turns, axes=(1, 2))
+    return encoded[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + encoded[at + len(straight) :]
+
+
+def shown(frames, matrix):
+    """Frames (T, H, W, 3) as a display matrix shows them: every pixel moved by itself."""
+    a, b, c, d = matrix
+    y, x = np.mgrid[: frames.shape[1], : frames.shape[2]]
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    picture = np.zeros((len(frames), to_y.max() + 1, to_x.max() + 1, 3), np.uint8)
+    picture[:, to_y, to_x] = frames
+    return picture
+
+
+ORIENTATIONS = [m for m in itertools.product((-1, 0, 1), repeat=4) if abs(np.linalg.det(np.reshape(m, (2, 2)))) == 1]
+ORIENTATIONS = [m for m in ORIENTATIONS if m.count(0) == 2]
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_turned_and_mirrored_videos_are_set_upright(tmp_path, matrix):
+    assert len(ORIENTATIONS) == 8
+    path = write_video(tmp_path / "phone.mp4", length=3)
+    upright = shown(decode_all(path), matrix)
+    turned = with_display_matrix(path.read_bytes(), matrix)
     clip = read_clip(turned)
     np.testing.assert_array_equal(clip, upright)
     assert clip.flags.c_contiguous
+    np.testing.assert_array_equal(np.stack(list(iter_frames(turned))), upright)
     assert probe(turned)[:2] == clip.shape[2:0:-1]
-    assert loadvid(turned, num_frames=1)[1:3] == clip.shape[2:0:-1]
+    pixels, *size, _ = loadvid(turned, num_frames=3)
+    assert tuple(size) == clip.shape[2:0:-1]
+    np.testing.assert_array_equal(as_clip(pixels, clip), upright)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg command")
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_the_ffmpeg_command_sets_them_upright_alike(tmp_path, matrix):
+    path = tmp_path / "phone.mp4"
+    path.write_bytes(with_display_matrix(write_video(path, length=2).read_bytes(), matrix))
+    command = ["ffmpeg", "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    clip = read_clip(path)
+    # Chroma differs in versions of FFmpeg, and where it is turned before it is made RGB.
+    difference = np.frombuffer(raw, np.uint8).reshape(clip.shape).mean(-1) - clip.mean(-1)
+    assert np.abs(difference).mean() < 12
+
+
+@pytest.mark.parametrize("backend", ["lintel", "torchcodec"])
+def test_other_decoders_never_see_mirrored_videos(tmp_path, monkeypatch, torchcodec, backend):
+    lintel = decoder_named_lintel()
+    monkeypatch.setitem(sys.modules, "lintel", lintel)
+    mirrored = with_display_matrix(write_video(tmp_path / "a.mp4", length=3).read_bytes(), (-1, 0, 0, 1))
+    with pytest.raises(VideoError, match=r"mirrored.*use backend='pyav'"):
+        loadvid(mirrored, num_frames=2, backend=backend)
+    assert lintel.calls == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("start", -1), ("frames", 0), ("stride", 0)])
@@ -423,6 +470,23 @@ def test_a_file_that_may_not_be_read(tmp_path):
     path = write_video(tmp_path / "locked.avi", length=2)
     path.chmod(0)
     with pytest.raises(VideoError, match=r"locked.avi.*permission"):
+        read_clip(path)
+
+
+@pytest.mark.parametrize(("first", "second"), [((32, 32), (48, 32)), ((48, 32), (32, 32))])
+def test_a_recording_that_changes_its_size_is_not_called_damaged(tmp_path, first, second):
+    parts = [written(tmp_path / f"{n}.h264", "libx264", size=size, length=3) for n, size in enumerate((first, second))]
+    path = tmp_path / "both.h264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    sizes = rf"{first[0]}x{first[1]} px in frame 0 and {second[0]}x{second[1]} px in frame 3; cut the recording where"
+    with pytest.raises(VideoError, match=sizes):
+        read_clip(path)
+    np.testing.assert_array_equal(read_clip(path, frames=3), decode_all(parts[0]))
+
+
+def test_another_format_is_not_called_damaged(tmp_path):
+    path = write_video(tmp_path / "a.swf", "flv")
+    with pytest.raises(VideoError, match=r"a.swf.*common format, found another one; convert it"):
         read_clip(path)
 
 
