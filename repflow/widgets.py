@@ -346,7 +346,7 @@ def _message() -> widgets.HTML:
 def _panel(rows: Sequence[Sequence[widgets.Widget]], message: widgets.HTML, picture: widgets.Image) -> widgets.Widget:
     """Rows of controls, which wrap where the page is narrow, above message and picture."""
     for control in chain(*rows):
-        control.layout.max_width = "100%"
+        control.layout.max_width = "calc(100% - 4px)"  # its margins
     boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap", flex="0 0 auto")) for row in rows]
     return widgets.VBox([*boxes, message, picture])
 

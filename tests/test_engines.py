@@ -302,7 +302,7 @@ def backward(loss, wanted, **options):
     return [leaf.grad for leaf in wanted]
 
 
-def check_checkpoints(engine):
+def check_checkpoints(engine, every=1):
     """Thrown away and computed again, in whatever way PyTorch offers: the same gradients, those of the input too."""
     torch.manual_seed(0)
     device = "cuda" if engine == "cuda" else "cpu"
@@ -319,7 +319,7 @@ def check_checkpoints(engine):
         (repflow.FlowOfFlow(4, bottleneck=1, **size), [clip]),
         (repflow.TVNet(size=(9, 8), **size), list(frames)),
         (solved, [made["rho_c"], made["grad"]]),
-    ):
+    )[::every]:
         wanted = [x.detach().clone().requires_grad_() for x in inputs]
         wanted += [made["theta"], made["flow"], made["div_x"]] if module is solved else module.to(device).parameters()
 

@@ -220,8 +220,13 @@ def test_channel_time_and_layer_change_the_figure(clip):
 
 def test_maps_of_any_number_of_channels_are_shown(rng):
     maps = torch.randn(5, 4, 12, 20, generator=rng)
-    figure = channel_figure(RepresentationFlow(5, bottleneck=3), maps, channel=2, time=2)
+    layer = RepresentationFlow(5, bottleneck=3)
+    figure = channel_figure(layer, maps, channel=2, time=2)
     assert figure.axes[0].get_title() == "channel 2 of 3, over frame 2"
     frame = figure.axes[0].images[0].get_array()
     assert frame.shape == (12, 20, 3)
     assert (frame.min(), frame.max()) != (0, 0)
+    whole = (100 * maps).round().clamp(0, 255)
+    for dtype in (torch.uint8, torch.int64, torch.float64):
+        for ours, theirs in zip(learned_flows(layer, whole.to(dtype)), learned_flows(layer, whole), strict=True):
+            assert np.array_equal(ours, theirs)

@@ -41,7 +41,7 @@ def learned_flows(model: nn.Module, clip: Tensor) -> list[np.ndarray]:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(clip[None].to(next(model.parameters()).device))
+            model.eval()(clip[None].to(next(model.parameters())))
     finally:
         model.train(training)
         for handle in handles:
