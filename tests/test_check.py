@@ -109,7 +109,8 @@ def before(videos):
 
 
 def test_each_video_has_a_verdict(videos, before, tmp_path):
-    report = check(videos, out=tmp_path)
+    report = check(videos, out=tmp_path / "made" / "anew")
+    assert (tmp_path / "made" / "anew" / "quarantine.txt").is_file()
     assert statuses(report) == {
         "bad/cut.avi": Status.CORRUPT,
         "bad/empty.mp4": Status.CORRUPT,
@@ -339,7 +340,7 @@ def test_impossible_requests_are_named(tmp_path):
             check(root, **options)
     with pytest.raises(FileNotFoundError, match=r"nowhere.*expected a folder with videos"):
         check(tmp_path / "nowhere")
-    for out in (tmp_path / "nowhere", root / "a.avi", Path("/proc")):
+    for out in (root / "a.avi", Path("/proc")):
         with pytest.raises(OSError, match="expected a writable folder"):
             check(root, out=out, inspect=partial(logged, log))
     assert not log.exists()

@@ -115,10 +115,11 @@ def check(
 ) -> Report:
     """Decode every video under `root`, in so many processes, and write check.csv and quarantine.txt into `out`.
 
-    `out` is a folder, `root` unless said otherwise. A video is bad if it cannot be decoded, has fewer than `shortest`
-    frames, kills its process or takes it longer than `seconds`. What check.csv tells of a video with the same size and
-    time of change is kept, but for crashed, timed out and unreadable ones; delete it to begin anew. The files are whole
-    at any time, and a stopped check goes on where it was. No video is changed. `inspect` must be picklable.
+    `out` is a folder, made where there is none, and `root` unless said otherwise. A video is bad if it cannot be
+    decoded, has fewer than `shortest` frames, kills its process or takes it longer than `seconds`. What check.csv tells
+    of a video with the same size and time of change is kept, but for crashed, timed out and unreadable ones; delete it
+    to begin anew. The files are whole at any time, and a stopped check goes on where it was. No video is changed.
+    `inspect` must be picklable.
 
     Raises ValueError for numbers that are not positive and OSError, before anything is decoded, if `root` is no folder
     or has no video, or `out` cannot be written or holds files of these names that no check wrote. After ctrl-C the
@@ -134,6 +135,7 @@ def check(
     rows = {row.path: _judged(row, shortest) for row in _known(out / "check.csv", stamps)}
     _keep_foreign(out / QUARANTINE)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         _save(out, rows)
     except OSError as error:
         raise OSError(f"{str(out)!r}: expected a writable folder, got {error.strerror!r}; name another") from error
