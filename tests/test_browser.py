@@ -109,7 +109,7 @@ def test_the_site_opens_with_the_network_off(browser, tmp_path):
     site = make_site(tmp_path / "run", plan([]), 6)
     pages, links, problems = crawl(browser, site / "index.html")
     assert not problems
-    assert pages == 9
+    assert pages == 8
     assert links > 100
 
 

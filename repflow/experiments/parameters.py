@@ -46,8 +46,8 @@ class Parameter:
     choices: tuple[str, ...]
     optional: bool
     help: str
-    bounds: tuple[tuple[str, float], ...] = ()
     default: Any = None
+    bounds: tuple[tuple[str, float], ...] = ()
 
     def check(self, value: object) -> Any:
         """Return `value`, a whole number as float where a float is expected; raise UsageError if it cannot be."""
@@ -205,7 +205,7 @@ def _parameter(statement: ast.stmt, comment: str) -> Parameter:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
             kind, choices, optional = _annotation(annotation)
             bounds, comment = _bounds(comment) if kind in (int, float) else ((), comment)
-            parameter = Parameter(name, kind, choices, optional, comment, bounds)
+            parameter = Parameter(name, kind, choices, optional, comment, bounds=bounds)
             try:
                 default = ast.literal_eval(value)
             except (ValueError, TypeError):
