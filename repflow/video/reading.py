@@ -155,16 +155,17 @@ def _complaint(error: av.FFmpegError, stream: av.VideoStream | None) -> str:
 def _decode(source: Source) -> Iterator[av.VideoFrame]:
     """Every frame from the first clean one on, in display order; VideoError at the first damaged one, or at the end
     if some are lost."""
-    length, size, decode, early, before = 0, None, None, [], 0
+    length, size, begun, early, before = 0, None, False, [], 0
     with open_video(source) as stream:
         lost = len(stream.index_entries)  # before reading adds to it
+        decode = _unseen(stream)
         for packet in stream.container.demux(stream):
             lost -= packet.size > 0
-            if decode is None and packet.is_keyframe:
-                decode, before = _decoder(packet, stream), len(early)
+            if packet.is_keyframe and not begun:
+                begun, decode, before = True, _decoder(packet, stream), len(early)
             if not length and packet.size and not packet.is_discard:
                 early.append(packet.pts)
-            for frame in decode(packet) if decode else ():
+            for frame in decode(packet):
                 if not length:
                     size = frame.width, frame.height
                     hidden = sum(_is_before(pts, frame.pts, stream) for pts in early[before:])
@@ -203,19 +204,36 @@ def _frames(packet: av.Packet) -> Iterator[av.VideoFrame]:
         yield frame
 
 
+def _unseen(stream: av.VideoStream) -> Callable[[av.Packet], Iterator[av.VideoFrame]]:
+    """Takes packets before the first key frame and gives nothing; an FFmpeg error if one is no picture at all.
+
+    It may be a key frame so damaged that nobody sees what it was. A capture's first packet may be incomplete; files
+    with an index have whole ones.
+    """
+    decoder = _another(stream.codec_context) if len(stream.index_entries) else None
+
+    def nothing(packet: av.Packet) -> Iterator[av.VideoFrame]:
+        if decoder and packet.size:
+            decoder.decode(packet)
+        return iter(())
+
+    return nothing
+
+
 def _decoder(key: av.Packet, stream: av.VideoStream) -> Callable[[av.Packet], Iterator[av.VideoFrame]]:
-    """Decodes packets like `_frames`, from this first key frame on.
+    """Decodes packets like `_frames`, from this first key frame on; an FFmpeg error if that is damaged.
 
     FFmpeg shows no picture whose references lie before it. But in H.264 it takes them for damage, even where a sound
     picture just names them. A stream that begins in the middle is thus decoded twice without complaint, once without
     painting over damage: both agree where nothing is damaged.
     """
-    context = stream.codec_context
-    if context.name != "h264" or _is_idr(key, stream):
+    context, copy = stream.codec_context, av.Packet(bytes(key))
+    # Slices of type 1 make a key frame that does not cut off what came before. The filter takes the packet's content.
+    if context.name != "h264" or not BitStreamFilterContext("filter_units=pass_types=1", stream).filter(copy):
         return _frames
+    _another(context, err_detect="explode").decode(av.Packet(bytes(key)))
+    witness = _another(context, ec="0")
     context.options = {}
-    witness = av.CodecContext.create(context.codec, "r")
-    witness.extradata, witness.options, witness.thread_count = context.extradata, {"ec": "0"}, 1
 
     def agreed(packet: av.Packet) -> Iterator[av.VideoFrame]:
         frames, others = list(_frames(packet)), witness.decode(packet)
@@ -226,10 +244,11 @@ def _decoder(key: av.Packet, stream: av.VideoStream) -> Callable[[av.Packet], It
     return agreed
 
 
-def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
-    """Whether this is a key frame of H.264 that also cuts off whatever came before it."""
-    # A copy, as the filter takes the packet's content.
-    return bool(BitStreamFilterContext(_STARTS["h264"], stream).filter(av.Packet(bytes(packet))))
+def _another(context: av.VideoCodecContext, **options: str) -> av.VideoCodecContext:
+    """A decoder for the same stream."""
+    decoder = av.CodecContext.create(context.codec, "r")
+    decoder.extradata, decoder.options, decoder.thread_count = context.extradata, options, 1
+    return decoder
 
 
 def _pixels(frame: av.VideoFrame) -> list[bytes]:
