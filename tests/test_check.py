@@ -214,12 +214,12 @@ def test_names_survive(tmp_path, name):
 def test_a_file_that_ends_its_process_is_a_result(tmp_path):
     for name in ("bug", "exit", "good", "hang", "killed", "memory", "segfault", "the other"):
         (tmp_path / f"{name}.avi").touch()
-    report = check(tmp_path, workers=2, seconds=0.5, inspect=by_name)
+    report = check(tmp_path, workers=2, seconds=3, inspect=by_name)
     assert {row.path.removesuffix(".avi"): (row.status, row.message) for row in report.rows} == {
         "bug": (Status.CRASHED, "RuntimeError: two lines \udce9"),
         "exit": (Status.CRASHED, "its process ended with exit code 3; leave it out"),
         "good": (Status.OK, ""),
-        "hang": (Status.TIMED_OUT, "took longer than 0.5 s; leave it out or allow more"),
+        "hang": (Status.TIMED_OUT, "took longer than 3 s; leave it out or allow more"),
         "killed": (Status.CRASHED, "its process ended with signal 9 (Killed), as for want of memory; leave it out"),
         "memory": (Status.CRASHED, "MemoryError: of 8 EiB"),
         "segfault": (Status.CRASHED, "its process ended with signal 11 (Segmentation fault); leave it out"),
