@@ -100,9 +100,9 @@ def read_clip(path: Source, start: int = 0, frames: int | None = None, stride: i
     """Frames start, start + stride, ... of a local video file or of encoded bytes: uint8 RGB of shape (T, H, W, 3).
 
     T is `frames`, or with None as many as the video has. Raises ValueError for start < 0, frames < 1 or stride < 1, and
-    VideoError where the file is no readable video, is damaged where it had to be decoded, or is too short. Decoding
-    starts at the first frame or at a key frame before the clip, where the packets before it prove the frame's number:
-    in H.264, VP9 and MPEG-4 without B-frames, in MP4, MOV, MKV and WebM, the last in AVI, too.
+    VideoError where the file is no readable video, is damaged or changes its size where it had to be decoded, or is too
+    short. Decoding starts at the first frame or at a key frame before the clip, where the packets before it prove the
+    frame's number: in H.264, VP9 and MPEG-4 without B-frames, in MP4, MOV, MKV and WebM, the last in AVI, too.
     Lost frames show only when reading to the video's end, and damage that still decodes without complaint not at all.
     """
     return np.ascontiguousarray(np.stack(list(_taken(path, start, frames, stride))))  # turned ones stack otherwise
