@@ -115,12 +115,8 @@ def check_classes(first: Sequence[str], second: Sequence[str], whose: str) -> No
     first, second = list(first), list(second)
     if first == second:
         return
-    same = [a == b for a, b in zip(first, second, strict=False)]
-    label = [*same, False].index(False)
-    shown = " and ".join(
-        f"{len(names)} with {f'{names[label]!r} as label {label}' if label < len(names) else f'no label {label}'}"
-        for names in (first, second)
-    )
+    label = [*(a == b for a, b in zip(first, second, strict=False)), False].index(False)
+    shown = " and ".join(f"{len(names)}, from label {label} on {names[label : label + 5]}" for names in (first, second))
     raise ValueError(f"{whose}: expected the same classes in the same order, got {shown}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -102,11 +103,11 @@ def test_the_mean_over_folds():
 
 def test_other_classes_are_shown_beside_each_other():
     first = predictions([[3, 2, 1]], [0])
-    for classes, shown in ((["a", "c", "b"], "3 with 'b' as label 1 and 3 with 'c' as label 1"),
-                           (["a", "b", "c", "d"], "3 with no label 3 and 4 with 'd' as label 3")):  # fmt: skip
+    for classes, shown in ((["a", "c", "b"], "3, from label 1 on ['b', 'c'] and 3, from label 1 on ['c', 'b']"),
+                           (["a", "b", "c", "d"], "3, from label 3 on [] and 4, from label 3 on ['d']")):  # fmt: skip
         other = predictions([[3, 2, 1, 0][: len(classes)]], [0], classes=classes, name="w")
         for join in (folds, lambda parts: fuse(parts, [1, 1])):
-            with pytest.raises(ValueError, match=shown):
+            with pytest.raises(ValueError, match=re.escape(shown)):
                 join([first, other])
 
 
@@ -403,7 +404,7 @@ def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog)
     assert sum("the 2 classes are taken from" in record.message for record in caplog.records) == 1
     (tmp_path / "others").write_text("left\nright\n")
     assert main([*command, "--classes", str(tmp_path / "others")]) == 1
-    assert "2 with 'up' as label 1 and 2 with 'right' as label 1" in capsys.readouterr().err
+    assert "2, from label 1 on ['up'] and 2, from label 1 on ['right']" in capsys.readouterr().err
 
     state = read_checkpoint(checkpoint)
     state["config"]["about"]["classes"] = ["up", "left"]
@@ -411,7 +412,14 @@ def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog)
     (tmp_path / "these").write_text("left\nup\n")
     turned = [*command[:2], str(tmp_path / "turned.pt"), *command[3:], "--classes", str(tmp_path / "these")]
     assert main(turned) == 1
-    assert "2 with 'up' as label 0 and 2 with 'left' as label 0" in capsys.readouterr().err
+    assert "2, from label 0 on ['up', 'left'] and 2, from label 0 on ['left', 'up']" in capsys.readouterr().err
+
+    assert (
+        main([*turned[:-2], "--out", str(tmp_path / "out")]) == 0
+    )  # the checkpoint's classes, in its order
+    part = Predictions.load(tmp_path / "out" / "predictions.npz")
+    assert part.classes == ["up", "left"]
+    assert [part.classes[label] for label in part.labels] == [video.partition("/")[0] for video in part.videos]
 
     del state["config"]["about"]["classes"]
     torch.save(state, tmp_path / "turned.pt")
@@ -424,7 +432,7 @@ def test_training_and_validation_have_the_same_classes(made):
     def clips(classes):
         return Clips(SyntheticMotion(made, "test", classes), 3, train=False)
 
-    with pytest.raises(ValueError, match="2 with 'up' as label 1 and 2 with 'right' as label 1"):
+    with pytest.raises(ValueError, match=re.escape("on ['up'] and 2, from label 1 on ['right']")):
         train("rgb_2d", clips(["left", "up"]), 2, Recipe(steps=1, batch=2), validation=clips(["left", "right"]))
     with pytest.raises(ValueError, match="num_classes: expected 2, as the clips' data set has, got 3"):
         train("rgb_2d", clips(["left", "up"]), 3, Recipe(steps=1, batch=2))
