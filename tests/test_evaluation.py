@@ -414,9 +414,7 @@ def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog)
     assert main(turned) == 1
     assert "2, from label 0 on ['up', 'left'] and 2, from label 0 on ['left', 'up']" in capsys.readouterr().err
 
-    assert (
-        main([*turned[:-2], "--out", str(tmp_path / "out")]) == 0
-    )  # the checkpoint's classes, in its order
+    assert main([*turned[:-2], "--out", str(tmp_path / "out")]) == 0  # the checkpoint's classes, in its order
     part = Predictions.load(tmp_path / "out" / "predictions.npz")
     assert part.classes == ["up", "left"]
     assert [part.classes[label] for label in part.labels] == [video.partition("/")[0] for video in part.videos]
