@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,7 +353,7 @@ RELOAD = """
 import importlib, pkgutil, sys
 import torch, repflow
 from repflow import RepresentationFlow, tvl1
-from tests.test_engines import grads_of, layer_and_clip
+from test_engines import grads_of, layer_and_clip
 
 layer, clip = layer_and_clip()
 expected = layer(clip), grads_of(layer, clip)
@@ -369,7 +370,15 @@ for way in (layer, reloaded, torch.compile(reloaded, fullgraph=True, backend="ao
 
 def test_every_module_can_be_reloaded():
     """As `%autoreload` does; what was made before a reload goes on, and what is made after it computes the same."""
-    done = subprocess.run([sys.executable, "-c", RELOAD], capture_output=True, text=True, check=False)
+    run_beside_the_tests(RELOAD)
+
+
+def run_beside_the_tests(code, **variables):
+    """A program that can import this file; it must end well."""
+    environment, folder = os.environ | variables, Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -434,7 +443,6 @@ def test_no_folder_for_compiled_code(monkeypatch):
 
 
 def test_an_unwritable_cache_folder():
-    code = "import tests.test_engines as t; assert t.answer().isfinite().all()"
-    environment = os.environ | {"NUMBA_CACHE_DIR": "/dev/null/cache"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_beside_the_tests(
+        "import test_engines as t; assert t.answer().isfinite().all()", NUMBA_CACHE_DIR="/dev/null/cache"
+    )
