@@ -244,22 +244,17 @@ async () => {
 """
 
 
-# Whether an explorer is in sight. What is drawn on the way moves its cell out of sight again: look at the next.
-SCROLL = """
-cells => {
-  if (document.querySelector('.jp-OutputArea-output img.widget-image')?.complete) return true;
-  window.turn = (window.turn ?? cells.length) - 1;
-  jupyterapp.shell.currentWidget.content.scrollToItem(cells.at(window.turn % cells.length), 'start');
-  return false;
-}
-"""
-
-
 def explorer(page, cells):
     """The output with the last explorer of a notebook: its cell must be near the view to be there at all."""
     found = page.locator(".jp-OutputArea-output:has(img.widget-image)").last
-    page.wait_for_function(SCROLL, arg=cells, polling=500)
-    return found
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:  # what is drawn on the way moves the cell out of sight again
+        for cell in reversed(cells):
+            page.evaluate("i => jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start')", cell)
+            with suppress(sync_api.TimeoutError):
+                found.locator("img").wait_for(timeout=2000)
+                return found
+    pytest.fail("no explorer in this notebook")
 
 
 def until_new(page, output, act):
