@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as torchvision
 
 from repflow import tvl1
 from repflow.data import PRESETS, Clips, SyntheticMotion, Views, clips
 from repflow.data.clips import resize_flow
 from repflow.data.extract import extract_flow
+from repflow.data.flow import resize
 from repflow.models import build_model
 from repflow.training import Recipe, predict, train
 from repflow.tvl1 import grey
@@ -261,6 +263,15 @@ def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
         expected = at / 8 / 20 * torch.tensor([grown[0] * float(side[0].sign()), grown[1]])[:, None, None]
         np.testing.assert_allclose(flow[:, 0], expected, atol=0.02)
     assert 5 < mirrored < 25
+
+
+@pytest.mark.parametrize("size", [(20,), (90,), (31, 17), (60, 44)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_resize_equals_torchvision_s(dtype, size, rng):
+    frames = torch.randint(0, 256, (2, 60, 44, 3), generator=rng).to(dtype).movedim(-1, 1)
+    expected = torchvision.resize(frames, list(size), antialias=True)
+    assert torch.equal(resize(frames, size), expected)
+    assert torch.equal(resize(frames[0], size), expected[0])
 
 
 def test_resized_flow_is_in_pixels_of_the_new_size():

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import resize
 from tqdm.auto import tqdm
 
 from repflow.benchmark import statistics, time_in_turn
+from repflow.data.flow import resize
 from repflow.files import Row
 from repflow.processes import fresh_processes
 from repflow.video import VideoError, probe, read_clip
@@ -80,7 +80,7 @@ class RandomClips(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         torch.set_num_threads(1)
         pixels = self.read(self.path, self.starts[index], self.frames)
-        return resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), [SIDE, SIDE], antialias=True)
+        return resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), (SIDE, SIDE))
 
 
 def make_videos(folder: Path) -> dict[str, Path]:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
-from torchvision.transforms.v2 import functional as transforms
 
 from repflow.data.extract import flow_of_clip
+from repflow.data.flow import resize
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, count_frames, read_clip
 
@@ -203,7 +203,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
         else:
             pixels = read_clip(path)[numbers]
         clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return transforms.resize(clip, [self.resize], antialias=True) if self.resize else clip
+        return resize(clip, (self.resize,)) if self.resize else clip
 
     def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
         """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
@@ -233,13 +233,14 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return Window(top, left, h, w)
 
     def _cut(self, frames: Tensor, window: Window) -> Tensor:
-        frames = transforms.crop(frames, *window[:4])
-        return transforms.horizontal_flip(frames) if window.mirrored else frames
+        top, left, height, width, mirrored = window
+        frames = frames[..., top : top + height, left : left + width]
+        return frames.flip(-1) if mirrored else frames
 
     def _values(self, clip: Tensor, window: Window) -> Tensor:
         clip = self._cut(clip, window)
         if self.crop:
-            clip = transforms.resize(clip, [self.crop, self.crop], antialias=True)
+            clip = resize(clip, (self.crop, self.crop))
         values = clip.float() * (2 / 255) - 1
         return (-values if self.inverted else values).transpose(0, 1).contiguous()
 
@@ -258,7 +259,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(size) == (H, W):
         return flow
     ratio = torch.tensor([size[1] / W, size[0] / H])[:, None, None]
-    return transforms.resize(flow, list(size), antialias=True) * ratio
+    return resize(flow, size) * ratio
 
 
 class Views(Clips):

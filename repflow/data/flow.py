@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from repflow.files import beside
@@ -131,13 +131,27 @@ def exact_rate(fps: float) -> Fraction:
     return 1 / exact_rate(1 / fps) if fps < 1 else Fraction(fps).limit_denominator(1001)
 
 
+def resize(frames: Tensor, size: Sequence[int]) -> Tensor:
+    """Frames (..., C, H, W) at the size (height, width), bilinear with antialiasing; (s,) sets the shorter side.
+
+    Equals torchvision's `resize` to the last bit; importing torchvision takes longer than reading many clips.
+    """
+    H, W = frames.shape[-2:]
+    if len(size) == 1:
+        size = (size[0], int(size[0] * W / H)) if H <= W else (int(size[0] * H / W), size[0])
+    if tuple(size) == (H, W):
+        return frames
+    pictures = frames.reshape(-1, *frames.shape[-3:])
+    return interpolate(pictures, tuple(size), mode="bilinear", antialias=True).reshape(*frames.shape[:-2], *size)
+
+
 def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
     """An RGB frame (H, W, 3) no wider than `width` px, its sides in proportion; as it is where it is, or with None."""
     H, W, _ = frame.shape
     if width is None or width >= W:
         return frame
     planes = torch.from_numpy(frame).permute(2, 0, 1)
-    return resize(planes, [max(1, round(H * width / W)), width]).permute(1, 2, 0).numpy()
+    return resize(planes, (max(1, round(H * width / W)), width)).permute(1, 2, 0).numpy()
 
 
 def _grey_frames(
