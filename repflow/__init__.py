@@ -18,6 +18,7 @@ except (ImportError, OSError) as error:
     ) from error
 
 from repflow import official, video
+from repflow._version import __version__
 from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
 from repflow.models import build_model, list_models
 from repflow.tvl1 import tvl1
@@ -27,6 +28,7 @@ __all__ = [
     "FlowOfFlow",
     "RepresentationFlow",
     "TVNet",
+    "__version__",
     "build_model",
     "data",
     "list_models",
@@ -35,7 +37,6 @@ __all__ = [
     "tvl1",
     "video",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -53,13 +53,6 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
-def results_folder() -> Path:
-    """The folder with the paper's table, and ours: the installed package's, or the checkout's."""
-    package = Path(__file__).parent
-    folders = (package / "results", package.parent / "results")
-    return next((folder for folder in folders if folder.is_dir()), folders[-1])
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file with column names in its first line, as texts."""
     with path.open(newline="", encoding="utf-8") as file:

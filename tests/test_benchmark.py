@@ -17,14 +17,15 @@ from conftest import PATIENCE
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import circumstances, read_timings, scaling, systems, video
+from repflow.benchmark import scaling, systems, video
 from repflow.benchmark import solver as benchmark
 from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
 from repflow.benchmark.solver import PASSES, Problem
 from repflow.cli import main
 from repflow.data import SyntheticMotion
 from repflow.experiments import collect
-from repflow.files import read_csv, results_folder, text_table, write_csv
+from repflow.files import read_csv, text_table, write_csv
+from repflow.records import circumstances, read_timings, results_folder
 from repflow.video import read_clip
 
 ROOT = Path(__file__).parents[1]

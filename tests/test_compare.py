@@ -3,11 +3,11 @@ import multiprocessing
 
 import pytest
 
-from repflow.benchmark import environment, paper_table
 from repflow.cli import compare as command
 from repflow.experiments import UsageError
 from repflow.experiments.compare import add_result, compare, markdown
 from repflow.files import read_csv
+from repflow.records import environment, paper_table
 
 PAPER = {
     "2D RGB": {"kinetics400": "61.3", "hmdb51": "53.4", "hmdb51_kinetics": ""},

@@ -10,7 +10,7 @@ import torch
 from conftest import PATIENCE
 
 import repflow
-from repflow import benchmark
+from repflow import records
 from repflow.cli import doctor, main
 
 
@@ -189,7 +189,7 @@ def test_folders_for_results_and_data(sealed, tmp_path, monkeypatch):
 def test_why_there_is_no_gpu(monkeypatch, driver, build, hidden, state, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", build)
-    monkeypatch.setattr(benchmark, "driver", lambda: driver)
+    monkeypatch.setattr(records, "driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -203,7 +203,7 @@ def test_a_gpu_has_name_memory_and_driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
-    monkeypatch.setattr(benchmark, "driver", lambda: "580.1")
+    monkeypatch.setattr(records, "driver", lambda: "580.1")
     assert lines_of(doctor._gpu) == {"GPU": ("OK", f"A GPU, 24 GiB, driver 580.1, CUDA {torch.version.cuda}")}
 
 

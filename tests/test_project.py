@@ -12,12 +12,12 @@ import jsonschema
 import pytest
 import yaml
 
-from repflow.benchmark import paper_table
 from repflow.cli import _parser, main
 from repflow.data.synthetic import SyntheticMotion
 from repflow.experiments import find_notebooks
 from repflow.experiments.collect import marked, sections
 from repflow.files import read_csv
+from repflow.records import paper_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_the_version_is_one():
 
 def test_modules_import_downward_only():
     floors = (
-        ("arguments", "solver", "spline", "files", "processes"),
+        ("_version", "arguments", "solver", "spline", "files", "processes", "records"),
         ("tvl1", "layers", "tvnet", "official"),
         ("video", "data", "models"),
         ("figures", "training", "evaluation", "benchmark"),

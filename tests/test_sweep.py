@@ -36,8 +36,9 @@ from repflow.experiments.sweep import (
     summary,
     write_outcome,
 )
-from repflow.files import read_csv, results_folder
+from repflow.files import read_csv
 from repflow.layers import ClipFlow, scale_clips
+from repflow.records import results_folder
 
 SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.yaml"))
 CONTROLS = {"scaling", "frame_shuffle", "moving_objects"}  # of the study on SyntheticMotion alone

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from repflow.benchmark import paper_table, statistics, time_in_turn
+from repflow.benchmark import statistics, time_in_turn
 from repflow.benchmark.video import write_video
 from repflow.files import Row
 from repflow.models import build_model, inputs_of
 from repflow.models.streams import Stream
 from repflow.models.systems import SYSTEMS
+from repflow.records import paper_table
 from repflow.tvl1 import grey, tvl1
 from repflow.video import read_clip
 

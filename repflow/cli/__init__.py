@@ -220,7 +220,8 @@ def _add_bench_solver(parser: argparse.ArgumentParser) -> None:
 def _bench_solver(arguments: argparse.Namespace) -> int:
     """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
     official layer of June 2019, in random order; and measure their memory."""
-    from repflow.benchmark import circumstances, solver
+    from repflow.benchmark import solver
+    from repflow.records import circumstances
 
     options = _numbers(arguments, channels=1, pairs=1, size=2, iterations=1, repeats=1)
     repeats = options.pop("repeats")
@@ -235,8 +236,9 @@ def _bench_solver(arguments: argparse.Namespace) -> int:
 def _bench_scaling(arguments: argparse.Namespace) -> int:
     """Time the layer, forward and backward, by every engine and as released in June 2019, while its frames, pixels,
     channels, iterations and batch grow, each for itself; and fit the powers that time and memory grow with."""
-    from repflow.benchmark import circumstances, scaling, solver
+    from repflow.benchmark import scaling, solver
     from repflow.files import text_table
+    from repflow.records import circumstances
 
     options = _numbers(arguments, channels=2, pairs=2, size=8, iterations=2, repeats=1)
     repeats = options.pop("repeats")
@@ -259,7 +261,8 @@ def _add_bench_tvl1(parser: argparse.ArgumentParser) -> None:
 def _bench_tvl1(arguments: argparse.Namespace) -> int:
     """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
     defaults, in random order; and measure their error against the true flow."""
-    from repflow.benchmark import circumstances, flow
+    from repflow.benchmark import flow
+    from repflow.records import circumstances
 
     repeats = _numbers(arguments, repeats=1)["repeats"]
     device = _device(arguments.device)
@@ -286,7 +289,8 @@ def _bench_video(arguments: argparse.Namespace) -> int:
     plain PyAV, torchcodec and OpenCV, in random order."""
     from tempfile import TemporaryDirectory
 
-    from repflow.benchmark import circumstances, video
+    from repflow.benchmark import video
+    from repflow.records import circumstances
 
     numbers = _numbers(arguments, clips=1, repeats=1)
     _check_writable(arguments.out)
@@ -314,8 +318,9 @@ def _add_bench_systems(parser: argparse.ArgumentParser) -> None:
 def _bench_systems(arguments: argparse.Namespace) -> int:
     """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
     training step, in random order; then the paper's milliseconds and ratios beside these."""
-    from repflow.benchmark import circumstances, read_timings, systems
+    from repflow.benchmark import systems
     from repflow.files import text_table
+    from repflow.records import circumstances, read_timings
 
     asked = {name: value for name, value in _numbers(arguments, frames=9, size=32).items() if value}
     numbers = _numbers(arguments, batch=1, repeats=1)

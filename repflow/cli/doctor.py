@@ -175,9 +175,9 @@ def _decoders() -> Iterator[Line]:
 def _gpu() -> Iterator[Line]:
     import torch
 
-    from repflow import benchmark
+    from repflow import records
 
-    driver = benchmark.driver()
+    driver = records.driver()
     if torch.cuda.is_available():
         for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count())):
             memory = f"{device.total_memory / 2**30:.0f} GiB"

@@ -9,7 +9,8 @@ from repflow.experiments.grid import Sweep, read_sweep
 from repflow.experiments.parameters import find_notebooks
 from repflow.experiments.sweep import draw, summary
 from repflow.experiments.teaching import show
-from repflow.files import Row, read_csv, results_folder, text_table
+from repflow.files import Row, read_csv, text_table
+from repflow.records import results_folder
 
 
 def measured(name: str) -> tuple[Sweep, list[Row]]:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from repflow.benchmark import read_timings, scaling, systems
+from repflow.benchmark import scaling, systems
 from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
 from repflow.files import Row, read_csv
 from repflow.models.systems import SYSTEMS
+from repflow.records import read_timings
 
 MEASURES = {"top1": "top-1 of 12", "basic": "basic eight", "pairs": "faster or slower"}
 

@@ -5,10 +5,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from repflow.benchmark import environment, paper_table
 from repflow.experiments.parameters import UsageError
 from repflow.files import Row, append_csv
 from repflow.models.systems import SYSTEMS
+from repflow.records import environment, paper_table
 
 # The paper's columns, by their names in results/paper.csv, and how the table here calls them.
 DATA_SETS = {"kinetics400": "Kinetics-400", "hmdb51": "HMDB51", "hmdb51_kinetics": "HMDB51 + Kinetics"}

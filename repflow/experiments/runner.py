@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repflow.benchmark import environment
 from repflow.experiments.parameters import Job
 from repflow.experiments.reporting import reported, summary
+from repflow.records import environment
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

@@ -23,11 +23,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from repflow.benchmark import environment
 from repflow.experiments.grid import Point, Sweep
 from repflow.experiments.parameters import UsageError
 from repflow.experiments.runner import _TOKEN, _end, _one_interrupt
 from repflow.files import Row, beside, write_csv, write_whole
+from repflow.records import environment
 
 RESULT = "result.json"
 TRIES = 2

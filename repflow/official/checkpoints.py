@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from repflow._version import __version__
 from repflow.files import beside
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 
@@ -95,7 +96,6 @@ def convert(path: str | Path, model: str, out: str | Path) -> None:
     version. `out` appears whole or not at all. Where it is already there, the same, nothing happens. Raises
     CheckpointError as `load` does, and FileExistsError where `out` is something else.
     """
-    from repflow import __version__  # defined after this package is imported
 
     path, out = Path(path), Path(out)
     if path.is_dir():

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from repflow.benchmark import circumstances
 from repflow.files import Row, read_csv, write_whole
 from repflow.models import build_model
+from repflow.records import circumstances
 
 COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
 KEPT = 2  # newest checkpoints
