@@ -17,14 +17,14 @@ from conftest import PATIENCE
 from PIL import Image
 
 from repflow import tvl1
-from repflow.benchmark import scaling, systems, video
-from repflow.benchmark import solver as benchmark
-from repflow.benchmark.flow import end_point_error, made_pair, read_pairs
-from repflow.benchmark.solver import PASSES, Problem
 from repflow.cli import main
 from repflow.data import SyntheticMotion
-from repflow.experiments import collect
 from repflow.files import read_csv, text_table, write_csv
+from repflow.lab import collect
+from repflow.lab.bench import scaling, systems, video
+from repflow.lab.bench.flow import end_point_error, made_pair, read_pairs
+from repflow.lab.bench.solver import PASSES, Problem
+from repflow.lab.bench.timing import solver as benchmark
 from repflow.records import circumstances, read_timings, results_folder
 from repflow.video import read_clip
 
@@ -267,7 +267,7 @@ def test_freed_memory_is_kept_while_timing():
     """Or each round would fetch its tensors anew from the system, page by page: in a new process."""
     script = """if True:
         import resource, torch
-        from repflow.benchmark import time_in_turn
+        from repflow.lab.bench.timing import time_in_turn
         task = {"two tensors of 80 MiB": lambda: torch.ones(20 << 20) + 1}
         time_in_turn(task, repeats=9)  # until the tensors have found their places
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -4,9 +4,9 @@ import multiprocessing
 import pytest
 
 from repflow.cli import compare as command
-from repflow.experiments import UsageError
-from repflow.experiments.compare import add_result, compare, markdown
 from repflow.files import read_csv
+from repflow.lab import UsageError
+from repflow.lab.results import add_result, compare, markdown
 from repflow.records import environment, paper_table
 
 PAPER = {
@@ -49,7 +49,7 @@ def test_a_result_is_appended_with_machine_and_versions(file):
 
 def test_results_that_come_together_are_all_kept(file):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["repflow.experiments.compare"])
+    context.set_forkserver_preload(["repflow.lab.results"])
     together = context.Barrier(8)
     jobs = [context.Process(target=add_after, args=(together, file, seed)) for seed in range(8)]
     for job in jobs:

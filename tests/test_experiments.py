@@ -16,10 +16,10 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.cli import main
-from repflow.experiments import UsageError, environment, plan, read_parameters, report, run, site, worker
-from repflow.experiments.pages import heading, mathml, notebook_page
-from repflow.experiments.parameters import read_profile
-from repflow.experiments.runner import _tidy
+from repflow.lab import UsageError, environment, plan, read_parameters, report, run, site, worker
+from repflow.lab.pages import heading, mathml, notebook_page
+from repflow.lab.parameters import read_profile
+from repflow.lab.runner import _tidy
 
 PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = """\
@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_at_once(tmp_path, noteboo
 GOOD = """
 import subprocess
 from matplotlib.figure import Figure
-from repflow.experiments import report
+from repflow.lab import report
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 figure = Figure(figsize=(2, 1))
 report("Steps", value=steps, unit="steps", figure=figure, child=child.pid, seen=[video, amp, rate])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from repflow.experiments import check, show
+from repflow.lab import check, show
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 

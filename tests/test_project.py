@@ -11,12 +11,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from readme_tables import marked, sections
 
-from repflow.cli import _parser, main
+from repflow.cli import build_parser, main
 from repflow.data.synthetic import SyntheticMotion
-from repflow.experiments import find_notebooks
-from repflow.experiments.collect import marked, sections
 from repflow.files import read_csv
+from repflow.lab import find_notebooks
 from repflow.records import paper_table
 
 ROOT = Path(__file__).parents[1]
@@ -65,8 +65,9 @@ def test_modules_import_downward_only():
         ("_version", "arguments", "solver", "spline", "files", "processes", "records"),
         ("tvl1", "layers", "tvnet", "official"),
         ("video", "data", "models"),
-        ("figures", "training", "evaluation", "benchmark"),
-        ("widgets", "experiments"),
+        ("figures", "training", "evaluation"),
+        ("widgets", "lab"),
+        ("experiments", "benchmark"),
         ("cli", "__main__", "__init__"),
     )
     floor = {name: height for height, names in enumerate(floors) for name in names}
@@ -197,7 +198,7 @@ def test_gpu_checks_run_every_part_and_tell_which_failed(tmp_path):
     ]
     assert [words[0] for words in (parts[0], parts[-1])] == ["doctor", "run"]
     for words in parts:
-        _parser().parse_args(words)
+        build_parser().parse_args(words)
     (tests,) = [words for words in asked if words[:2] == ["-m", "pytest"]]
     assert "tests/test_solver_cuda.py" in tests
     assert tests[tests.index("gpu") - 1] == "-m"

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from licences import licence, locked, pytorch_build, table
+from readme_tables import marked
 
-from repflow.cli import _parser, main
+from repflow.cli import build_parser, main
 from repflow.cli import train as train_command
 from repflow.data import SyntheticMotion
 from repflow.evaluation import Predictions
-from repflow.experiments import find_notebooks, plan
-from repflow.experiments.collect import marked
-from repflow.experiments.licences import licence, locked, pytorch_build, table
 from repflow.files import read_csv, write_csv
+from repflow.lab import find_notebooks, plan
 from repflow.models import build_model
 
 ROOT = Path(__file__).parents[1]
@@ -275,15 +275,15 @@ def test_a_command_in_the_texts_is_accepted(line):
     words, _ = words_of(line)
     if "--help" in words:
         with pytest.raises(SystemExit, match="0"):
-            _parser().parse_args(words)
+            build_parser().parse_args(words)
     else:
-        assert callable(_parser().parse_args(words).command)
+        assert callable(build_parser().parse_args(words).command)
 
 
 @pytest.mark.parametrize("line", NAMES)
 def test_a_name_of_a_command_in_the_texts_is_one(line):
     with pytest.raises(SystemExit, match="0"):
-        _parser().parse_args([word for word in line.split() if word != "..."] + ["--help"])
+        build_parser().parse_args([word for word in line.split() if word != "..."] + ["--help"])
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def inside(world, monkeypatch):
 
 def run_tiny(words, key):
     if key == "run":
-        arguments = _parser().parse_args(words)
+        arguments = build_parser().parse_args(words)
         assert all(Path(value).is_file() for name, value in arguments.parameters if name == "video")
         assert plan(arguments.notebooks, arguments.parameters, arguments.profile)
     else:
@@ -336,7 +336,7 @@ def test_a_command_in_the_texts_runs_in_tiny_form_or_says_what_it_needs(line):
     if not (key in NEEDING and NEEDS.search(line)):
         run_tiny(words, key)
     elif key == "train":
-        arguments = _parser().parse_args(words)
+        arguments = build_parser().parse_args(words)
         recipe, options = train_command._settings(arguments)
         assert recipe.batch > 0
         with torch.device("meta"):

@@ -10,11 +10,11 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from repflow.experiments import plan
-from repflow.experiments import site as site_module
-from repflow.experiments.pages import heading
-from repflow.experiments.reference import MODULES
-from repflow.experiments.site import write_site
+from repflow.lab import plan
+from repflow.lab import site as site_module
+from repflow.lab.pages import heading
+from repflow.lab.reference import MODULES
+from repflow.lab.site import write_site
 from repflow.records import environment
 
 ROOT = Path(__file__).parents[1]

@@ -23,9 +23,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 import repflow.cli
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
-from repflow.experiments import UsageError, answers, questions
-from repflow.experiments.grid import _Loader, read_sweep
-from repflow.experiments.sweep import (
+from repflow.files import read_csv
+from repflow.lab import UsageError, answers, questions
+from repflow.lab.sweeps.grid import _Loader, read_sweep
+from repflow.lab.sweeps.run import (
     Processes,
     Slurm,
     draw,
@@ -36,7 +37,6 @@ from repflow.experiments.sweep import (
     summary,
     write_outcome,
 )
-from repflow.files import read_csv
 from repflow.layers import ClipFlow, scale_clips
 from repflow.records import results_folder
 
@@ -225,8 +225,8 @@ def test_a_fixed_value_may_come_from_the_command_line(write):
 RUN = """
 import sys
 from pathlib import Path
-from repflow.experiments.grid import read_sweep
-from repflow.experiments.sweep import Processes, run_sweep
+from repflow.lab.sweeps.grid import read_sweep
+from repflow.lab.sweeps.run import Processes, run_sweep
 run_sweep(read_sweep(Path(sys.argv[1])), Path(sys.argv[2]), Processes(1))
 """
 
@@ -405,7 +405,7 @@ def test_a_metric_that_nothing_has_is_named(finished):
 
 
 NOTEBOOK = """
-from repflow.experiments import report
+from repflow.lab import report
 report("Twice", value=2 * steps, unit="", accuracy={"rgb": {"top1": 3.0 * steps}}, curve=[1, 2])
 """
 
@@ -469,7 +469,7 @@ def test_gpus_are_given_out_one_by_one_and_cores_shared(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
     given = []
     monkeypatch.setattr(
-        "repflow.experiments.sweep.execute", lambda point, folder, call: given.append(call) or time.sleep(0.1)
+        "repflow.lab.sweeps.run.execute", lambda point, folder, call: given.append(call) or time.sleep(0.1)
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     starts = []
@@ -482,7 +482,7 @@ def test_gpus_are_given_out_one_by_one_and_cores_shared(monkeypatch):
             return 0
 
     workers = Processes()
-    monkeypatch.setattr("repflow.experiments.sweep.subprocess.Popen", Started)
+    monkeypatch.setattr("repflow.lab.sweeps.run.subprocess.Popen", Started)
     for job in [workers.submit(None, None) for _ in range(2)]:
         job.result()
     for call in given:

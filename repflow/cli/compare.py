@@ -14,8 +14,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The paper's top-1 accuracies beside ours, with the difference in points, as a Markdown table; `not run` where we
     have none."""
-    from repflow.experiments.compare import compare, markdown
     from repflow.files import read_csv
+    from repflow.lab.results import compare, markdown
     from repflow.records import results_folder
 
     default = results_folder() / "ours.csv"

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from repflow.cli.datasets import add_clips, add_dataset, check_dataset, clip_settings, open_dataset
-from repflow.experiments import UsageError
+from repflow.lab import UsageError
 
 if TYPE_CHECKING:
     from repflow.data.lists import Listed
@@ -76,26 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
     _show(found)
     if arguments.ours:
-        from repflow.experiments.compare import add_result
+        from repflow.lab.results import add_result
 
         row["seconds"] += perf_counter() - started
         add_result(arguments.ours, found, **row)
-    return 0
-
-
-def add_convert(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow convert`."""
-    parser.set_defaults(command=run_convert)
-    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="a .pt file of the 2019 release")
-    parser.add_argument("out", type=Path, metavar="DIR", help="gets model.safetensors and model.json")
-
-
-def run_convert(arguments: argparse.Namespace) -> int:
-    """Rewrite a checkpoint of the 2019 release, Kinetics or HMDB51 flow-of-flow, as weights that no program is in."""
-    from repflow.official import convert, kind_of
-
-    convert(arguments.checkpoint, kind_of(arguments.checkpoint), arguments.out)
-    sys.stdout.write(f"{arguments.out}\n")
     return 0
 
 

@@ -5,14 +5,16 @@ import contextlib
 import io
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repflow.experiments.parameters import PROFILES, UsageError
+from repflow.cli import train
+from repflow.lab.parameters import PROFILES, UsageError
 
 if TYPE_CHECKING:
-    from repflow.experiments.grid import Sweep
-    from repflow.experiments.sweep import Workers
+    from repflow.lab.sweeps.grid import Sweep
+    from repflow.lab.sweeps.run import Workers
 
 _REPFLOW = ["-m", "repflow"]
 _log = logging.getLogger(__name__)
@@ -36,14 +38,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
     first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
-    from repflow.experiments import sweep as sweeps
-    from repflow.experiments.grid import read_sweep
     from repflow.files import text_table
+    from repflow.lab import sweep as sweeps
+    from repflow.lab.sweeps.grid import read_sweep
 
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
     sweep = read_sweep(arguments.file, arguments.profile, dict(arguments.parameters))
-    _check_commands(sweep)
+    _check_commands(sweep, arguments.parse)
     if arguments.dry_run:
         for point in sweep.points:
             sys.stdout.write(f"{point.name}\n")
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _workers(arguments: argparse.Namespace, out: Path) -> "Workers":
-    from repflow.experiments.sweep import Processes, Slurm
+    from repflow.lab.sweeps.run import Processes, Slurm
 
     if arguments.slurm is None:
         return Processes(arguments.jobs)
@@ -76,20 +78,18 @@ def _workers(arguments: argparse.Namespace, out: Path) -> "Workers":
     return Slurm(out / "slurm", {name: int(value) if value.isdecimal() else value for name, _, value in pairs})
 
 
-def _check_commands(sweep: "Sweep") -> None:
+def _check_commands(sweep: "Sweep", parse: Callable[[list[str]], argparse.Namespace]) -> None:
     """Let the parser see every command line of this program, and build every model that one trains without memory, so
     that none is refused when its turn comes."""
-    from repflow.cli import _parser, train
-
-    parser, models = _parser(), []
+    models = []
     for words in (command[4:] for point in sweep.points for command in point.commands if command[2:4] == _REPFLOW):
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                arguments = parser.parse_args(words)
+                arguments = parse(words)
             if (
                 arguments.command is train.run
-                and (model := (arguments.model, train._settings(arguments)[1])) not in models
+                and (model := (arguments.model, train.settings_of(arguments)[1])) not in models
             ):
                 models.append(model)
                 train.check_model(*model)

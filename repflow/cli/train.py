@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from repflow.cli.datasets import add_dataset, check_dataset, open_dataset
-from repflow.experiments import UsageError
+from repflow.lab import UsageError
 
 if TYPE_CHECKING:
     from repflow.training import Recipe, Trained
@@ -62,7 +62,7 @@ def _train(arguments: argparse.Namespace) -> "Trained":
     from repflow.training import split, train
 
     check_dataset(arguments)
-    recipe, options = _settings(arguments)
+    recipe, options = settings_of(arguments)
     check_model(arguments.model, options, arguments.init_from if _is_new(arguments.out) else None)
     source = open_dataset(arguments, "train")
     training, validation = split(source, recipe.validation, recipe.seed) if recipe.validation else (source, None)
@@ -118,7 +118,7 @@ def _fitted(recipe: "Recipe", videos: int, arguments: argparse.Namespace) -> "Re
     return replace(recipe, batch=batch)
 
 
-def _settings(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
+def settings_of(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
     """The recipe, and the options of the model. Raises UsageError for an unknown name or a value of another type."""
     from repflow.models.systems import Options, build_model
     from repflow.training import Recipe

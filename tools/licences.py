@@ -1,4 +1,4 @@
-"""The tables of docs/licences.md, from the metadata of what is installed: `python -m repflow.experiments.licences`.
+"""The tables of docs/licences.md, from the metadata of what is installed: `python tools/licences.py`.
 
 It runs in the checkout after ci/setup, and again after ci/lock.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from repflow.experiments.collect import marked
+from readme_tables import marked
 
 # From the licence files inside the packages: these are not installed on every system, or their metadata are silent.
 BY_HAND = {
@@ -70,4 +70,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parents[2])
+    main(Path(__file__).parents[1])

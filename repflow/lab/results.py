@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from repflow.experiments.parameters import UsageError
 from repflow.files import Row, append_csv
+from repflow.lab.parameters import UsageError
 from repflow.models.systems import SYSTEMS
 from repflow.records import environment, paper_table
 

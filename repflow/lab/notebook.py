@@ -1,15 +1,17 @@
-"""What a notebook says about its result."""
+"""What a notebook calls: figures shown with words, answers told right from wrong, its result reported."""
 
 import base64
 import io
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
 _METRICS = "application/vnd.repflow.metrics+json"
+Answer = TypeVar("Answer")
 
 
 def report(headline: str, *, value: float, unit: str = "", figure: "Figure | None" = None, **metrics: object) -> None:
@@ -70,3 +72,26 @@ def _png(figure: "Figure") -> str:
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)  # else the inline backend shows it again
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def show(figure: "Figure", alt: str) -> None:
+    """Show a figure in a notebook's output, with words for those who cannot see it, and close it."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)  # else the inline backend shows it again
+
+
+def check(answer: Answer | None, holds: Callable[[Answer], object]) -> None:
+    """Tell in a notebook's output whether `holds(answer)` is true; None is no answer yet.
+
+    An answer that `holds` cannot take, since it is of another kind than was asked for, is "not right yet", too.
+    """
+    from IPython.display import display
+
+    try:
+        verdict = "not answered yet" if answer is None else "right" if holds(answer) else "not right yet"
+    except Exception as problem:
+        verdict = f"not right yet ({type(problem).__name__}: {problem})"
+    display({"text/plain": verdict}, raw=True)

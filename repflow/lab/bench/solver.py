@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm.auto import tqdm
 
-from repflow.benchmark import M_MMAP_THRESHOLD, statistics, time_in_turn
 from repflow.files import Row
+from repflow.lab.bench.timing import M_MMAP_THRESHOLD, statistics, time_in_turn
 from repflow.layers import RepresentationFlow, representation_flow
 from repflow.official import FlowLayer201906
 from repflow.processes import fresh_processes

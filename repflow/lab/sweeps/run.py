@@ -23,10 +23,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from repflow.experiments.grid import Point, Sweep
-from repflow.experiments.parameters import UsageError
-from repflow.experiments.runner import _TOKEN, _end, _one_interrupt
 from repflow.files import Row, beside, write_csv, write_whole
+from repflow.lab.parameters import UsageError
+from repflow.lab.runner import _TOKEN, _end, _one_interrupt
+from repflow.lab.sweeps.grid import Point, Sweep
 from repflow.records import environment
 
 RESULT = "result.json"

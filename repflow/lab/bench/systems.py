@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from repflow.benchmark import statistics, time_in_turn
-from repflow.benchmark.video import write_video
 from repflow.files import Row
+from repflow.lab.bench.timing import statistics, time_in_turn
+from repflow.lab.bench.video import write_video
 from repflow.models import build_model, inputs_of
 from repflow.models.streams import Stream
 from repflow.models.systems import SYSTEMS

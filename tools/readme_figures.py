@@ -1,4 +1,4 @@
-"""The README's figure and GIFs, made from generated data: `python -m repflow.experiments.readme_figures` (a minute).
+"""The README's figure and GIFs, made from generated data: `python tools/readme_figures.py` (a minute).
 
 docs/explorer.png   TV-L1 on a turning pair, as notebook 01's sliders show it
 docs/flow.gif       a clip that zooms, beside its TV-L1 flow
@@ -67,4 +67,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parents[2] / "docs")
+    main(Path(__file__).parents[1] / "docs")

@@ -1,9 +1,8 @@
 """Notebooks as experiments: typed parameters, `repflow run`, what a notebook shows and reports, and its pages."""
 
-from repflow.experiments.parameters import Job, Parameter, UsageError, find_notebooks, plan, read_parameters
-from repflow.experiments.reporting import report
-from repflow.experiments.runner import run
-from repflow.experiments.teaching import check, show
+from repflow.lab.notebook import check, report, show
+from repflow.lab.parameters import Job, Parameter, UsageError, find_notebooks, plan, read_parameters
+from repflow.lab.runner import run
 from repflow.records import environment
 
 __all__ = [

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repflow.experiments.parameters import Job
-from repflow.experiments.reporting import reported, summary
+from repflow.lab.notebook import reported, summary
+from repflow.lab.parameters import Job
 from repflow.records import environment
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
     ctrl-C, SIGTERM or SIGHUP the folder holds what there is and KeyboardInterrupt is raised. Raises OSError, before
     anything starts, if `out` cannot be written.
     """
-    from repflow.experiments.site import write_site
+    from repflow.lab.site import write_site
 
     final, folder = _new_folder(out)
     whole = False
@@ -102,7 +102,7 @@ def _one_interrupt() -> Iterator[None]:
 
 def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[str, Any]:
     """Execute a notebook, write its files into `folder` and return its metrics record."""
-    from repflow.experiments.pages import heading
+    from repflow.lab.pages import heading
 
     name = job.notebook.stem
     started, clock = datetime.now().astimezone(), time.perf_counter()

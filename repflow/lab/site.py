@@ -12,10 +12,10 @@ import jinja2
 import nbformat
 from markupsafe import Markup
 
-from repflow.experiments.pages import notebook_page
-from repflow.experiments.parameters import OWN_PAGES, Job
-from repflow.experiments.reference import reference
-from repflow.experiments.reporting import summary
+from repflow.lab.notebook import summary
+from repflow.lab.pages import notebook_page
+from repflow.lab.parameters import OWN_PAGES, Job
+from repflow.lab.reference import reference
 
 log = logging.getLogger(__name__)
 

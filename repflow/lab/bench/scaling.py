@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from repflow.benchmark import statistics, time_in_turn
-from repflow.benchmark.solver import PASSES, Problem, engines, saved_bytes, task_of
 from repflow.files import Row
+from repflow.lab.bench.solver import PASSES, Problem, engines, saved_bytes, task_of
+from repflow.lab.bench.timing import statistics, time_in_turn
 
 # What is varied, and how many times the problem's own value it takes; `size` is the side, so pixels grow by the square.
 AXES = {

@@ -5,11 +5,11 @@ repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv result
 
 import warnings
 
-from repflow.experiments.grid import Sweep, read_sweep
-from repflow.experiments.parameters import find_notebooks
-from repflow.experiments.sweep import draw, summary
-from repflow.experiments.teaching import show
 from repflow.files import Row, read_csv, text_table
+from repflow.lab.notebook import show
+from repflow.lab.parameters import find_notebooks
+from repflow.lab.sweeps.grid import Sweep, read_sweep
+from repflow.lab.sweeps.run import draw, summary
 from repflow.records import results_folder
 
 

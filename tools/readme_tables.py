@@ -1,8 +1,8 @@
 """The README's tables, written from the files in results/, and our accuracies there from a finished sweep.
 
 repflow sweep notebooks/sweeps/table.yaml --profile small --out runs/table
-python -m repflow.experiments.collect runs/table/table.csv      (in the checkout)
-python -m repflow.experiments.collect                           (only writes the README's tables anew)
+python tools/readme_tables.py runs/table/table.csv      (in the checkout)
+python tools/readme_tables.py                           (only writes the README's tables anew)
 """
 
 import math
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from repflow.benchmark import scaling, systems
 from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
 from repflow.files import Row, read_csv
+from repflow.lab.bench import scaling, systems
 from repflow.models.systems import SYSTEMS
 from repflow.records import read_timings
 
@@ -211,7 +211,7 @@ def draw(file: Path) -> None:
 
 def main(sweeps: Sequence[str]) -> None:
     """Write results/synthetic_motion.csv and .png from a sweep's table, if one is named, and the README's tables."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     for sweep in sweeps:
         file = root / "results" / "synthetic_motion.csv"
         file.write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from repflow.benchmark import statistics, time_in_turn
-from repflow.benchmark.solver import engines
 from repflow.data.flow import read_flo
 from repflow.files import Row
+from repflow.lab.bench.solver import engines
+from repflow.lab.bench.timing import statistics, time_in_turn
 from repflow.tvl1 import grey, tvl1
 
 _UNKNOWN = 1e9  # Middlebury's files have larger numbers where the flow is not known

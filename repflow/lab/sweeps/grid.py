@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from repflow.experiments.parameters import (
+from repflow.lab.parameters import (
     PROFILES,
     Parameter,
     UsageError,

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from repflow.benchmark import statistics, time_in_turn
 from repflow.data.flow import resize
 from repflow.files import Row
+from repflow.lab.bench.timing import statistics, time_in_turn
 from repflow.processes import fresh_processes
 from repflow.video import VideoError, probe, read_clip
 

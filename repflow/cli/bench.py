@@ -1,0 +1,174 @@
+"""`repflow bench`."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from repflow.cli.options import add_device, add_subcommands, check_writable, device_of, numbers_of, show_table
+from repflow.lab import UsageError
+from repflow.lab.parameters import PROFILES
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    for command in add_subcommands(
+        parser,
+        ("solver", _add_solver, _solver, "the solver's engines and the layers"),
+        ("tvl1", _add_tvl1, _tvl1, "optical flow of images, by several programs"),
+        ("video", _add_video, _video, "random clips of videos, by several decoders"),
+        (
+            "scaling",
+            _add_solver,
+            _scaling,
+            "the layers against frames, pixels, channels, iterations, batch",
+        ),
+        ("systems", _add_systems, _systems, "a clip in every system of the table, stage by stage"),
+    ):
+        command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
+
+
+def _add_solver(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--channels", type=int, default=32, metavar="N", help="of the feature maps (default: 32)")
+    add("--pairs", type=int, default=15, metavar="N", help="of maps; a clip has one more (default: 15)")
+    add("--size", type=int, default=28, metavar="PX", help="height and width of the maps (default: 28)")
+    add("--iterations", type=int, default=20, metavar="N", help="of the solver (default: 20)")
+    add("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
+    add_device(parser)
+
+
+def _solver(arguments: argparse.Namespace) -> int:
+    """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
+    official layer of June 2019, in random order; and measure their memory."""
+    from repflow.lab.bench import solver
+    from repflow.records import circumstances
+
+    options = numbers_of(arguments, channels=1, pairs=1, size=2, iterations=1, repeats=1)
+    repeats = options.pop("repeats")
+    problem = solver.Problem(**options, device=device_of(arguments.device))
+    check_writable(arguments.out)
+    rows = solver.time_solver(problem, repeats)
+    facts = asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton")
+    show_table(rows, facts, arguments.out)
+    return 0
+
+
+def _scaling(arguments: argparse.Namespace) -> int:
+    """Time the layer, forward and backward, by every engine and as released in June 2019, while its frames, pixels,
+    channels, iterations and batch grow, each for itself; and fit the powers that time and memory grow with."""
+    from repflow.files import text_table
+    from repflow.lab.bench import scaling, solver
+    from repflow.records import circumstances
+
+    options = numbers_of(arguments, channels=2, pairs=2, size=8, iterations=2, repeats=1)
+    repeats = options.pop("repeats")
+    problem = solver.Problem(**options, device=device_of(arguments.device))
+    check_writable(arguments.out)
+    rows = scaling.time_scaling(problem, repeats)
+    show_table(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
+    sys.stdout.write(f"\npowers\n\n{text_table(scaling.exponents(rows))}\n")
+    return 0
+
+
+def _add_tvl1(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pairs", type=Path, metavar="DIR",
+        help="subfolders with frame10.png, frame11.png, flow10.flo (default: a made pair, 480x640)")  # fmt: skip
+    add("--repeats", type=int, default=5, metavar="N", help="rounds for each pair (default: 5)")
+    add_device(parser)
+
+
+def _tvl1(arguments: argparse.Namespace) -> int:
+    """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
+    defaults, in random order; and measure their error against the true flow."""
+    from repflow.lab.bench import flow
+    from repflow.records import circumstances
+
+    repeats = numbers_of(arguments, repeats=1)["repeats"]
+    device = device_of(arguments.device)
+    check_writable(arguments.out)
+    pairs = flow.read_pairs(arguments.pairs) if arguments.pairs else [flow.made_pair()]
+    if not pairs:
+        raise UsageError(f"--pairs {arguments.pairs}: expected subfolders with frame10.png, frame11.png, flow10.flo")
+    rows = flow.time_tvl1(pairs, device, repeats)
+    facts = {"device": device, "repeats": repeats} | circumstances("numba", "triton", "cv2", "skimage")
+    show_table(rows, facts, arguments.out)
+    _tell_of_extra(any(row["note"] for row in rows))
+    return 0
+
+
+def _add_video(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("videos", nargs="*", type=Path, metavar="VIDEO", help="files of 32 frames or more (default: two made ones)")
+    add("--clips", type=int, default=24, metavar="N", help="in a round (default: 24)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+
+
+def _video(arguments: argparse.Namespace) -> int:
+    """Time reading random clips of 32 frames, resized to 112x112, with one and with two workers: by this package, by
+    plain PyAV, torchcodec and OpenCV, in random order."""
+    from tempfile import TemporaryDirectory
+
+    from repflow.lab.bench import video
+    from repflow.records import circumstances
+
+    numbers = numbers_of(arguments, clips=1, repeats=1)
+    check_writable(arguments.out)
+    with TemporaryDirectory() as folder:
+        videos = {path.name: path for path in arguments.videos} or video.make_videos(Path(folder))
+        rows = video.time_readers(videos, **numbers)
+    show_table(rows, numbers | circumstances("av", "torchcodec", "cv2"), arguments.out)
+    _tell_of_extra(any(row["note"] for row in rows))
+    return 0
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", choices=PROFILES, default="paper", help="tiny: 9 frames of 48x48; small: 16 of 112x112; paper: 32 "
+        "of 224x224 (default)")  # fmt: skip
+    add("--frames", type=int, metavar="N", help="of a clip, instead of the profile's")
+    add("--size", type=int, metavar="PX", help="its height and width, instead of the profile's")
+    add("--batch", type=int, default=1, metavar="N", help="clips at a time (default: 1)")
+    add("--best", action="store_true", help="also find each network's batch with most clips a second")
+    add("--against", type=Path, metavar="FILE", help="an earlier run's file: show what has changed")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    add_device(parser)
+
+
+def _systems(arguments: argparse.Namespace) -> int:
+    """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
+    training step, in random order; then the paper's milliseconds and ratios beside these."""
+    from repflow.files import text_table
+    from repflow.lab.bench import systems
+    from repflow.records import circumstances, read_timings
+
+    asked = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value}
+    numbers = numbers_of(arguments, batch=1, repeats=1)
+    device = device_of(arguments.device)
+    setting = systems.Setting(**{**systems.PROFILES[arguments.profile], **asked}, batch=numbers["batch"], device=device)
+    check_writable(arguments.out)
+    before = read_timings(arguments.against, systems.NUMBERS) if arguments.against else []
+    for name in ("frames", "size", "device"):
+        wanted = str(getattr(setting, name))
+        if before and before[0][name] != wanted:
+            raise UsageError(f"--against {arguments.against}: expected {name} {wanted}, got {before[0][name]}")
+    rows = systems.time_systems(setting, numbers["repeats"])
+    if arguments.best:
+        rows += [row for name in systems.TABLE if (row := systems.best_batch(name, setting))]
+    facts = asdict(setting) | numbers | circumstances("av", "cv2", "numba", "triton")
+    facts.pop("batch")  # a column of its own
+    show_table(rows, facts, arguments.out)
+    for program in systems.programs(rows):
+        lines, found = systems.table(rows, program), systems.ratios(rows, program)
+        sys.stdout.write(f"\nTV-L1 by {program}\n\n{text_table(lines)}\n\n{text_table(found)}\n")
+    if before:
+        program = next(name for name in systems.programs(rows) if name in systems.programs(before))
+        found = systems.compare(before, rows, program)
+        sys.stdout.write(f"\nover (2+1)D + Rep-Flow, in {arguments.against} and now\n\n{text_table(found)}\n")
+    _tell_of_extra("OpenCV" not in systems.programs(rows))
+    return 0
+
+
+def _tell_of_extra(missing: bool) -> None:
+    if missing:
+        sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")

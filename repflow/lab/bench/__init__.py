@@ -1,0 +1,1 @@
+"""Benchmarks: time and memory of the solver, TV-L1, video reading and whole systems."""

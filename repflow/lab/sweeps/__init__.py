@@ -1,0 +1,1 @@
+"""Grids of experiments: files that say them, their execution, the study, tables and figures."""
