@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import ast
 import json
 import os
 import re
@@ -60,21 +61,11 @@ def test_the_version_is_one():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_modules_import_downward_only():
-    floors = (
-        ("_version", "arguments", "solver", "spline", "files", "processes", "records"),
-        ("tvl1", "layers", "tvnet", "official"),
-        ("video", "data", "models"),
-        ("figures", "training", "evaluation"),
-        ("widgets", "lab"),
-        ("experiments", "benchmark"),
-        ("cli", "__main__", "__init__"),
-    )
-    floor = {name: height for height, names in enumerate(floors) for name in names}
-    for path in (ROOT / "repflow").rglob("*.py"):
-        module = path.relative_to(ROOT / "repflow").parts[0].removesuffix(".py")
-        imported = re.findall(r"^ *from repflow\.(\w+)", path.read_text(), re.MULTILINE)
-        assert all(floor[name] <= floor[module] for name in imported), path
+def test_no_module_imports_a_private_name():
+    for path in [*(ROOT / "repflow").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("repflow"):
+                assert not [alias.name for alias in node.names if re.match("_[a-z]", alias.name)], path
 
 
 def test_no_file_names_a_package_index_or_a_place_on_a_machine():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STOPPED = "KeyboardInterrupt: stopped before the end"
-_TOKEN = "REPFLOW_RUN"  # in the environment of every process that a notebook starts, whatever session it moves to
+TOKEN = "REPFLOW_RUN"  # in the environment of every process that a notebook starts, whatever session it moves to
 _WORKER = Path(__file__).with_name("worker.py")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -44,7 +44,7 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
     whole = False
     token = uuid.uuid4().hex
     records: list[dict[str, Any]] = []
-    with _one_interrupt():
+    with one_interrupt():
         try:
             facts = {"profile": profile, "environment": environment()}
             for job in jobs:
@@ -53,7 +53,7 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
                 if records[-1]["error"] == _STOPPED:
                     raise KeyboardInterrupt
         finally:
-            _end(token)  # a signal may have come in the middle of this very call
+            end_all(token)  # a signal may have come in the middle of this very call
             try:
                 whole = write_site(folder, final.name, profile, jobs, records)
             finally:  # whatever became of the pages: what was computed gets its name
@@ -81,7 +81,7 @@ def _new_folder(out: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[None]:
+def one_interrupt() -> Iterator[None]:
     """Make the first ctrl-C, SIGTERM or SIGHUP a KeyboardInterrupt and ignore the next: cleaning up goes on."""
 
     def stop(*_: object) -> None:
@@ -143,7 +143,7 @@ def _execute(job: Job, target: Path, token: str) -> str | None:
     # -P: a file run by its path would put its folder, our package, where its imports are looked for.
     command = [sys.executable, "-P", *map(str, (_WORKER, job.notebook, target, outcome)), json.dumps(job.changed)]
     # The debugger's warning about frozen modules is for people who debug.
-    variables = {**os.environ, _TOKEN: token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    variables = {**os.environ, TOKEN: token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     try:
         # A session of its own: ctrl-C in the terminal comes to us alone. Its stdout is our stderr, 2: the last line on
         # our stdout is the run's.
@@ -154,17 +154,17 @@ def _execute(job: Job, target: Path, token: str) -> str | None:
     except KeyboardInterrupt:
         return _STOPPED
     finally:
-        _end(token)
+        end_all(token)
         outcome.unlink(missing_ok=True)
 
 
-def _end(token: str) -> None:
+def end_all(token: str) -> None:
     """Kill what still runs for a notebook; Jupyter gives its kernel a session where our signals to a group end."""
     import psutil
 
     for _ in range(10):  # again, for what was started meanwhile
         running = psutil.process_iter(["environ"])
-        ours = [process for process in running if (process.info["environ"] or {}).get(_TOKEN) == token]
+        ours = [process for process in running if (process.info["environ"] or {}).get(TOKEN) == token]
         if not ours:
             return
         for process in ours:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from repflow.files import Row, beside, write_csv, write_whole
 from repflow.lab.parameters import UsageError
-from repflow.lab.runner import _TOKEN, _end, _one_interrupt
+from repflow.lab.runner import TOKEN, end_all, one_interrupt
 from repflow.lab.sweeps.grid import Point, Sweep
 from repflow.records import environment
 
@@ -67,7 +67,7 @@ def run_sweep(sweep: Sweep, out: Path, workers: Workers) -> dict[str, str]:
         raise OSError(f"no results can be written to {out} ({error.strerror}); name another folder") from None
     missing = [point for point in sweep.points if read_result(out, point) is None]
     done, failed = len(sweep.points) - len(missing), {}
-    with _one_interrupt(), tqdm(total=len(sweep.points), initial=done, desc=sweep.name, unit="point") as bar:
+    with one_interrupt(), tqdm(total=len(sweep.points), initial=done, desc=sweep.name, unit="point") as bar:
         try:
             running = [(workers.submit(point, out / point.name), point, 1) for point in missing]
             while running:
@@ -149,7 +149,7 @@ class Processes:
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-        _end(self._token)
+        end_all(self._token)
         self._threads.shutdown()
 
     def _execute(self, point: Point, folder: Path) -> None:
@@ -160,7 +160,7 @@ class Processes:
                 if self._stopped:
                     raise RuntimeError("stopped")
                 # A session of its own: ctrl-C in the terminal comes to us alone.
-                environ = {**self._shared, **os.environ, **variables, _TOKEN: self._token}
+                environ = {**self._shared, **os.environ, **variables, TOKEN: self._token}
                 process = subprocess.Popen(words, env=environ, start_new_session=True, **options)
                 self._running.add(process)
             try:
