@@ -60,11 +60,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of the same columns, whole or not at all; floats with six digits, nothing for None."""
+    """Write a table, whole or not at all; floats with six digits, nothing for None.
+
+    The first row names the columns. Raises ValueError for a row with other columns; their order does not matter.
+
+    >>> write_csv(Path("times.csv"), [{"engine": "cpu", "ms": 1.5}, {"engine": "cuda", "ms": None}])
+    """
+    columns = _columns(rows)
     with beside(path) as folder:
         whole = folder / path.name
         with whole.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([rows[0], *map(_fields, rows)])
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(_fields, rows))
         whole.replace(path)
 
 
@@ -83,27 +91,62 @@ def append_csv(path: Path, row: Row) -> None:
             raise ValueError(f"{path}: expected the columns {', '.join(row)}, found {', '.join(columns)}")
         line = io.StringIO("" if text.endswith("\n") or not text else "\n")
         line.seek(0, io.SEEK_END)
-        csv.writer(line, lineterminator="\n").writerows([_fields(row)] if columns else [row, _fields(row)])
+        writer = csv.DictWriter(line, list(row), lineterminator="\n")
+        if not columns:
+            writer.writeheader()
+        writer.writerow(_fields(row))
         new = line.getvalue().encode()
         if file.write(new) < len(new):  # a full disk takes a part
             file.truncate(len(earlier))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def _fields(row: Row) -> list[object]:
-    return [f"{value:.6g}" if isinstance(value, float) else value for value in row.values()]
-
-
 def text_table(rows: Sequence[Row]) -> str:
-    """Rows of the same columns as aligned lines: texts to the left, numbers (four digits) to the right."""
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<" if isinstance(value, str) else ">" for value in rows[0].values()]
-    columns = list(zip(sides, widths, strict=True))
-    return "\n".join(
-        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(line, columns, strict=True)).rstrip()
-        for line in lines
-    )
+    """A table as aligned lines: columns with a text in them to the left, numbers (four digits) to the right.
+
+    Raises ValueError for rows of different columns, as `write_csv` does.
+
+    >>> text_table([{"engine": "cpu", "ms": 1.23456}])
+    'engine     ms\\ncpu     1.235'
+    """
+    columns = [_aligned(name, [row[name] for row in rows]) for name in _columns(rows)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]], aligned: bool = False) -> str:
+    """A Markdown table of texts, with as many cells in each line as in the head.
+
+    aligned: pad the cells, for readers of the source.
+    """
+    table = [head, *lines]
+    if aligned:
+        table = list(zip(*(_aligned(head, cells) for head, *cells in zip(*table, strict=True)), strict=True))
+    rule = ["-" * len(cell) if aligned else "---" for cell in table[0]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [table[0], rule, *table[1:]])
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of a table, by its first row."""
+    columns = list(rows[0])
+    for row in rows:
+        if differing := sorted(row.keys() ^ columns):
+            raise ValueError(f"expected rows with the columns {', '.join(columns)}, got a row that differs in "
+                             f"{', '.join(differing)}; give all rows the same columns")  # fmt: skip
+    return columns
+
+
+def _fields(row: Row) -> Row:
+    """A row as it stands in a CSV file."""
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _aligned(name: str, values: Sequence[object]) -> list[str]:
+    """A column's name and values as texts of one width."""
+    cells = [name, *map(_cell, values)]
+    width = max(map(len, cells))
+    if any(isinstance(value, str) for value in values):
+        return [cell.ljust(width) for cell in cells]
+    return [cell.rjust(width) for cell in cells]
 
 
 def _cell(value: object) -> str:

@@ -15,11 +15,15 @@ from repflow._version import __version__
 from repflow.files import Row, read_csv
 
 
+def checkout() -> Path | None:
+    """The folder of the checkout that the package lies in, with pyproject.toml; None where a wheel was installed."""
+    root = Path(__file__).parents[1]
+    return root if (root / "pyproject.toml").is_file() else None
+
+
 def results_folder() -> Path:
-    """The folder with the paper's table, and ours: the installed package's, or the checkout's."""
-    package = Path(__file__).parent
-    folders = (package / "results", package.parent / "results")
-    return next((folder for folder in folders if folder.is_dir()), folders[-1])
+    """The folder with the paper's table and ours: the checkout's, or the one inside the installed package."""
+    return (checkout() or Path(__file__).parent) / "results"
 
 
 def paper_table() -> dict[str, dict[str, str]]:
@@ -70,8 +74,8 @@ def read_timings(path: Path, numbers: Collection[str]) -> list[Row]:
 
 def _commit() -> str | None:
     """Return the checkout's commit, with `-dirty` after it when files differ; None where there is no checkout."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None or not (root / ".git").exists():  # a copy of the files inside somebody else's checkout
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import readme_tables
 import torch
 from conftest import PATIENCE
 from PIL import Image
@@ -19,12 +20,11 @@ from PIL import Image
 from repflow import tvl1
 from repflow.cli import main
 from repflow.data import SyntheticMotion
-from repflow.files import read_csv, text_table, write_csv
-from repflow.lab import collect
+from repflow.files import read_csv, write_csv
 from repflow.lab.bench import scaling, systems, video
+from repflow.lab.bench import solver as benchmark
 from repflow.lab.bench.flow import end_point_error, made_pair, read_pairs
 from repflow.lab.bench.solver import PASSES, Problem
-from repflow.lab.bench.timing import solver as benchmark
 from repflow.records import circumstances, read_timings, results_folder
 from repflow.video import read_clip
 
@@ -202,11 +202,6 @@ def test_a_damaged_flow_file_is_one_line(folder, damage, capsys):
 
 def test_pairs_without_flow_are_passed_over(folder):
     assert [pair.name for pair in read_pairs(folder)] == ["Turning"]
-
-
-def test_a_table_is_aligned():
-    rows = [{"name": "a", "ms": 1.23456, "n": 5}, {"name": "long", "ms": 12345.6, "n": None}]
-    assert text_table(rows) == "name     ms  n\na     1.235  5\nlong  12346"
 
 
 def test_circumstances_name_what_was_loaded(monkeypatch):
@@ -417,7 +412,7 @@ FACTS = {
 
 
 def test_the_readme_s_table_is_the_file_s():
-    text = collect.runtime([row | FACTS for row in made_rows()])
+    text = readme_tables.runtime([row | FACTS for row in made_rows()])
     cells = {line.split(" | ")[0].strip("|* "): line.strip("| ").split(" | ")[1:] for line in text.splitlines()}
     assert cells["ms per clip"] == [
         "decode", "TV-L1, OpenCV", "TV-L1, repflow, cpu", "flow inside the network", "rest of it", "total",
@@ -436,7 +431,7 @@ def test_the_readme_s_table_is_the_file_s():
 def test_the_readme_names_the_gpu_and_its_memory():
     gpu = FACTS | {"device": "cuda", "gpu": "A GPU", "driver": "550.1", "triton": "3.0"}
     rows = [row | gpu | {"peak_mib": 100.0} for row in made_rows()]
-    text = collect.runtime(rows)
+    text = readme_tables.runtime(rows)
     assert "A GPU, driver 550.1, beside A processor, 2 threads, PyTorch 2.0, OpenCV 5.0, Triton 3.0" in text
     assert "| 100 / 100 |" in text
 
@@ -448,7 +443,7 @@ def test_the_readme_shows_the_powers():
         for axis, power in (("pairs", 1.0), ("size", 2.0))
         for v in (2.0, 4.0, 8.0)
     ]
-    assert "| cpu | 1.00, 0.00 | 2.00, 0.00 | – | – | – |" in collect.powers(rows)
+    assert "| cpu | 1.00, 0.00 | 2.00, 0.00 | – | – | – |" in readme_tables.powers(rows)
 
 
 def test_results_have_files_for_the_readme():
@@ -473,7 +468,7 @@ def test_the_readme_shows_a_gpu_s_files_too(tmp_path):
             named = {key: value.replace("cpu", "cuda") for key, value in row.items() if key in ("engine", "method")}
             row |= on_gpu | named
         write_csv(tmp_path / "results" / f"{name}_cuda.csv", rows)
-    found = collect.sections(tmp_path / "results")
+    found = readme_tables.sections(tmp_path / "results")
     for name, count in (("timings", 2), ("runtime", 2)):
         assert found[name].count("on a GPU, driver 580.1, beside ") + found[name].count("On a GPU, driver") == count
         assert found[name].count("commit 012345678 with changes") == count
@@ -487,7 +482,7 @@ def test_the_readme_s_interval_holds_for_any_number_of_seeds(seeds):
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(0).normal(50, 8, seeds)
     low, high = stats.t.interval(0.95, seeds - 1, values.mean(), stats.sem(values))
-    assert collect._interval(values) == f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
+    assert readme_tables._interval(values) == f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
 
 
 def test_no_timing_is_typed_into_the_notebook_or_its_neighbours():
@@ -495,7 +490,7 @@ def test_no_timing_is_typed_into_the_notebook_or_its_neighbours():
     notebook = json.loads((ROOT / "notebooks" / "05_runtime_comparison.ipynb").read_text(encoding="utf-8"))
     texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, between, _ = collect.marked(readme.partition("### What a clip costs here")[2], "runtime")
+    before, between, _ = readme_tables.marked(readme.partition("### What a clip costs here")[2], "runtime")
     assert between
     timing = re.compile(r"\d[\d.,]*\s*(ms|s|µs|seconds|×(?!\s*\d)|x|clips/s|MiB|GB|%|times)\b")
     assert [match[0] for text in (*texts, before) for match in timing.finditer(text)] == []

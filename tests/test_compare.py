@@ -6,7 +6,7 @@ import pytest
 from repflow.cli import compare as command
 from repflow.files import read_csv
 from repflow.lab import UsageError
-from repflow.lab.results import add_result, compare, markdown
+from repflow.lab.results import add_result, compare
 from repflow.records import environment, paper_table
 
 PAPER = {
@@ -142,16 +142,6 @@ def test_what_the_paper_has_not_comes_last(file):
         ("2D + Rep-Flow", "SyntheticMotion", None, 80.0, None),
     ]
     assert len(table) == 5 + 2
-
-
-def test_the_table_is_aligned_markdown():
-    rows = [{"method": "a", "ours": 1.25, "delta": -3.0}, {"method": "long", "ours": "not run", "delta": None}]
-    assert markdown(rows).splitlines() == [
-        "| method | ours    | delta |",
-        "| ------ | ------- | ----- |",
-        "| a      | 1.2     | -3.0  |",
-        "| long   | not run |       |",
-    ]
 
 
 def test_the_command_prints_the_paper_beside_ours(file, capsys):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from readme_tables import marked
 
+from repflow.files import markdown_table
+
 # From the licence files inside the packages: these are not installed on every system, or their metadata are silent.
 BY_HAND = {
     "appnope": "BSD-2-Clause",  # macOS alone
@@ -52,8 +54,7 @@ def licence(package: str) -> str:
 
 def table(packages: Iterable[str]) -> str:
     """The lines of Markdown between the markers."""
-    rows = "".join(f"| {package} | {licence(package)} |\n" for package in packages)
-    return f"| package | licence |\n| --- | --- |\n{rows}"
+    return markdown_table(["package", "licence"], [[package, licence(package)] for package in packages]) + "\n"
 
 
 def main(root: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
-from repflow.files import Row, read_csv
+from repflow.files import Row, markdown_table, read_csv
 from repflow.lab.bench import scaling, systems
 from repflow.models.systems import SYSTEMS
 from repflow.records import read_timings
@@ -42,7 +42,6 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         name: {MEASURES[key]: _interval(values) for key, values in measured.items()}
         for name, measured in means(rows).items()
     }
-    lines = _lines("%", list(MEASURES.values()), cells)
     note = (
         f"Mean and 95 % interval over seeds {', '.join(seeds)}; {first['steps']} steps; "
         f"backbones {backbones}; for training {first['train_clips']} clips a class, for testing "
@@ -50,7 +49,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         f"{first['cpu']}, {first['cpus']} cores, PyTorch {first['torch']}. "
         "Chance is 8.3, 8.3 and 50; one flow layer on single frames can reach 83.3 at most."
     )
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([_table("%", list(MEASURES.values()), cells), "", note, ""])
 
 
 def _interval(values: np.ndarray) -> str:
@@ -82,7 +81,7 @@ def solver_times(rows: Sequence[dict[str, str]]) -> str:
         f"{first['size']}, {first['iterations']} iterations; official: the layer released in June 2019. On "
         f"{_machine(first)}."
     )
-    return "\n".join([note, "", *_lines("", list(dict.fromkeys(row["engine"] for row in rows)), cells), ""])
+    return "\n".join([note, "", _table("", list(dict.fromkeys(row["engine"] for row in rows)), cells), ""])
 
 
 def tvl1_times(rows: Sequence[dict[str, str]]) -> str:
@@ -96,7 +95,7 @@ def tvl1_times(rows: Sequence[dict[str, str]]) -> str:
     first = rows[0]
     pairs = list(dict.fromkeys(pair for by_pair in cells.values() for pair in by_pair))
     note = f"Optical flow: time, median of {first['repeats']}, and mean end-point error. On {_machine(first)}."
-    return "\n".join([note, "", *_lines("", pairs, cells), ""])
+    return "\n".join([note, "", _table("", pairs, cells), ""])
 
 
 def runtime(rows: Sequence[Row]) -> str:
@@ -136,8 +135,8 @@ def runtime(rows: Sequence[Row]) -> str:
     )
     columns = list(dict.fromkeys(column for cells in by_system.values() for column in cells))
     ratios = ["paper", *(f"TV-L1, {program}" for program in programs)]
-    lines = [*_lines("ms per clip", columns, by_system), "", *_lines("(2+1)D", ratios, by_ratio)]
-    return "\n".join([note, "", *lines, ""])
+    tables = [_table("ms per clip", columns, by_system), "", _table("(2+1)D", ratios, by_ratio)]
+    return "\n".join([note, "", *tables, ""])
 
 
 def powers(rows: Sequence[Row]) -> str:
@@ -153,7 +152,7 @@ def powers(rows: Sequence[Row]) -> str:
         f"{first['iterations']} iterations; on {_machine(first)}. `reference` is the unrolled layer in PyTorch, "
         "`official` the layer released in June 2019."
     )
-    return "\n".join([note, "", *_lines("time, memory", list(axes.values()), cells), ""])
+    return "\n".join([note, "", _table("time, memory", list(axes.values()), cells), ""])
 
 
 def _ms(value: float) -> str:
@@ -171,11 +170,10 @@ def _machine(row: Row) -> str:
     return ", ".join([gpu if row["device"] == "cuda" else cpu, *named, made])
 
 
-def _lines(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _table(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> str:
     """A Markdown table, a dash where a row has nothing for a column."""
-    cells = [[corner, *columns], ["---"] * (1 + len(columns))]
-    cells += [[name, *(row.get(column, "–") for column in columns)] for name, row in rows.items()]
-    return [f"| {' | '.join(line)} |" for line in cells]
+    lines = [[name, *(row.get(column, "–") for column in columns)] for name, row in rows.items()]
+    return markdown_table([corner, *columns], lines)
 
 
 def sections(results: Path) -> dict[str, str]:

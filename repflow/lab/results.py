@@ -1,11 +1,11 @@
 """The paper's table and ours: results that are added to a file, and both side by side."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from repflow.files import Row, append_csv
+from repflow.files import Row, append_csv, markdown_table
 from repflow.lab.parameters import UsageError
 from repflow.models.systems import SYSTEMS
 from repflow.records import environment, paper_table
@@ -82,14 +82,10 @@ def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, 
     return table
 
 
-def markdown(table: Iterable[Row]) -> str:
-    """The table as aligned Markdown."""
-    titles = {name: name.replace("_", " ") for name in next(iter(table))}
-    lines = [list(titles.values()), *([_cell(value) for value in row.values()] for row in table)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+def markdown(table: Sequence[Row]) -> str:
+    """The table of `compare` as aligned Markdown."""
+    head = [name.replace("_", " ") for name in table[0]]
+    return markdown_table(head, [[_cell(value) for value in row.values()] for row in table], aligned=True)
 
 
 def _protocols(ours: Sequence[Mapping[str, str]], system: str | None, data_set: str) -> list[list[Mapping[str, str]]]:
