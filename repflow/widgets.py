@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repflow.data.flow import narrowed
-from repflow.data.synthetic import motion, render
+from repflow.data.pairs import moving_pair
 from repflow.figures import COLOURS, draw_arrows, draw_flow, flow_scale, flow_to_rgb
 from repflow.models.learned import learned_flows
 from repflow.solver import solve
@@ -51,11 +51,7 @@ class Pair(NamedTuple):
 def made_pair(name: str, size: int = _SIDE, seed: int = 0) -> Pair:
     """A generated pair (size, size) whose flow is known exactly; `name` is one of MADE."""
     kind, speed = MADE[name]
-    frame1, frame2 = grey(render(kind, np.random.default_rng(seed), size, 2, speed))
-    right, down, turn, growth = motion(kind, speed, size, 2)[1]
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    c, s = np.exp(growth) * np.array([np.cos(turn), np.sin(turn)])
-    return Pair(frame1, frame2, np.stack([c * x - s * y + right - x, s * x + c * y + down - y]))
+    return Pair(*moving_pair(kind, speed, size, seed))
 
 
 def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | None = None) -> widgets.Widget:

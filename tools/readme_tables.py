@@ -39,7 +39,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     backbones = ", ".join(f"`{name}`" for name in dict.fromkeys(row["backbone"] for row in rows))
     cells = {
-        name: {MEASURES[key]: _interval(values) for key, values in measured.items()}
+        name: {MEASURES[key]: interval(values) for key, values in measured.items()}
         for name, measured in means(rows).items()
     }
     note = (
@@ -52,7 +52,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([_table("%", list(MEASURES.values()), cells), "", note, ""])
 
 
-def _interval(values: np.ndarray) -> str:
+def interval(values: np.ndarray) -> str:
+    """The mean of the values, and half of its 95 % interval where there are several."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     half = _student(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))

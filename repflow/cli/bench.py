@@ -4,10 +4,14 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repflow.cli.options import add_device, add_subcommands, check_writable, device_of, numbers_of, show_table
 from repflow.lab import UsageError
 from repflow.lab.parameters import PROFILES
+
+if TYPE_CHECKING:
+    from repflow.lab.bench.solver import Problem
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("solver", _add_solver, _solver, "the solver's engines and the layers"),
         ("tvl1", _add_tvl1, _tvl1, "optical flow of images, by several programs"),
         ("video", _add_video, _video, "random clips of videos, by several decoders"),
-        (
-            "scaling",
-            _add_solver,
-            _scaling,
-            "the layers against frames, pixels, channels, iterations, batch",
-        ),
+        ("scaling", _add_solver, _scaling, "the layers against frames, pixels, channels, iterations, batch"),
         ("systems", _add_systems, _systems, "a clip in every system of the table, stage by stage"),
     ):
         command.add_argument("--out", type=Path, metavar="FILE", help="write a CSV file, too, which names the machine")
@@ -40,16 +39,12 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
 def _solver(arguments: argparse.Namespace) -> int:
     """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
     official layer of June 2019, in random order; and measure their memory."""
-    from repflow.lab.bench import solver
+    from repflow.lab.bench.solver import time_solver
     from repflow.records import circumstances
 
-    options = numbers_of(arguments, channels=1, pairs=1, size=2, iterations=1, repeats=1)
-    repeats = options.pop("repeats")
-    problem = solver.Problem(**options, device=device_of(arguments.device))
-    check_writable(arguments.out)
-    rows = solver.time_solver(problem, repeats)
-    facts = asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton")
-    show_table(rows, facts, arguments.out)
+    problem, repeats = _problem(arguments, channels=1, pairs=1, size=2, iterations=1)
+    rows = time_solver(problem, repeats)
+    show_table(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
     return 0
 
 
@@ -57,17 +52,25 @@ def _scaling(arguments: argparse.Namespace) -> int:
     """Time the layer, forward and backward, by every engine and as released in June 2019, while its frames, pixels,
     channels, iterations and batch grow, each for itself; and fit the powers that time and memory grow with."""
     from repflow.files import text_table
-    from repflow.lab.bench import scaling, solver
+    from repflow.lab.bench.scaling import exponents, time_scaling
     from repflow.records import circumstances
 
-    options = numbers_of(arguments, channels=2, pairs=2, size=8, iterations=2, repeats=1)
-    repeats = options.pop("repeats")
-    problem = solver.Problem(**options, device=device_of(arguments.device))
-    check_writable(arguments.out)
-    rows = scaling.time_scaling(problem, repeats)
+    problem, repeats = _problem(arguments, channels=2, pairs=2, size=8, iterations=2)
+    rows = time_scaling(problem, repeats)
     show_table(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
-    sys.stdout.write(f"\npowers\n\n{text_table(scaling.exponents(rows))}\n")
+    sys.stdout.write(f"\npowers\n\n{text_table(exponents(rows))}\n")
     return 0
+
+
+def _problem(arguments: argparse.Namespace, **least: int) -> "tuple[Problem, int]":
+    """The problem that the options describe, and how often it is timed, after a check of all options."""
+    from repflow.lab.bench.solver import Problem
+
+    options = numbers_of(arguments, **least, repeats=1)
+    repeats = options.pop("repeats")
+    problem = Problem(**options, device=device_of(arguments.device))
+    check_writable(arguments.out)
+    return problem, repeats
 
 
 def _add_tvl1(parser: argparse.ArgumentParser) -> None:
@@ -81,19 +84,19 @@ def _add_tvl1(parser: argparse.ArgumentParser) -> None:
 def _tvl1(arguments: argparse.Namespace) -> int:
     """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
     defaults, in random order; and measure their error against the true flow."""
-    from repflow.lab.bench import flow
+    from repflow.lab.bench.flow import made_pair, read_pairs, time_tvl1
     from repflow.records import circumstances
 
-    repeats = numbers_of(arguments, repeats=1)["repeats"]
+    numbers = numbers_of(arguments, repeats=1)
     device = device_of(arguments.device)
     check_writable(arguments.out)
-    pairs = flow.read_pairs(arguments.pairs) if arguments.pairs else [flow.made_pair()]
+    pairs = read_pairs(arguments.pairs) if arguments.pairs else [made_pair()]
     if not pairs:
         raise UsageError(f"--pairs {arguments.pairs}: expected subfolders with frame10.png, frame11.png, flow10.flo")
-    rows = flow.time_tvl1(pairs, device, repeats)
-    facts = {"device": device, "repeats": repeats} | circumstances("numba", "triton", "cv2", "skimage")
-    show_table(rows, facts, arguments.out)
-    _tell_of_extra(any(row["note"] for row in rows))
+    rows = time_tvl1(pairs, device, **numbers)
+    show_table(rows, {"device": device} | numbers | circumstances("numba", "triton", "cv2", "skimage"), arguments.out)
+    if any(row["note"] for row in rows):
+        _name_extra()
     return 0
 
 
@@ -109,16 +112,17 @@ def _video(arguments: argparse.Namespace) -> int:
     plain PyAV, torchcodec and OpenCV, in random order."""
     from tempfile import TemporaryDirectory
 
-    from repflow.lab.bench import video
+    from repflow.lab.bench.video import make_videos, time_readers
     from repflow.records import circumstances
 
     numbers = numbers_of(arguments, clips=1, repeats=1)
     check_writable(arguments.out)
     with TemporaryDirectory() as folder:
-        videos = {path.name: path for path in arguments.videos} or video.make_videos(Path(folder))
-        rows = video.time_readers(videos, **numbers)
+        videos = {path.name: path for path in arguments.videos} or make_videos(Path(folder))
+        rows = time_readers(videos, **numbers)
     show_table(rows, numbers | circumstances("av", "torchcodec", "cv2"), arguments.out)
-    _tell_of_extra(any(row["note"] for row in rows))
+    if any(row["note"] for row in rows):
+        _name_extra()
     return 0
 
 
@@ -130,7 +134,6 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, metavar="PX", help="its height and width, instead of the profile's")
     add("--batch", type=int, default=1, metavar="N", help="clips at a time (default: 1)")
     add("--best", action="store_true", help="also find each network's batch with most clips a second")
-    add("--against", type=Path, metavar="FILE", help="an earlier run's file: show what has changed")
     add("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     add_device(parser)
 
@@ -140,35 +143,28 @@ def _systems(arguments: argparse.Namespace) -> int:
     training step, in random order; then the paper's milliseconds and ratios beside these."""
     from repflow.files import text_table
     from repflow.lab.bench import systems
-    from repflow.records import circumstances, read_timings
+    from repflow.records import circumstances
 
-    asked = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value}
+    sizes = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value is not None}
     numbers = numbers_of(arguments, batch=1, repeats=1)
     device = device_of(arguments.device)
-    setting = systems.Setting(**{**systems.PROFILES[arguments.profile], **asked}, batch=numbers["batch"], device=device)
+    options = systems.PROFILES[arguments.profile] | sizes | {"batch": numbers["batch"], "device": device}
+    setting = systems.Setting(**options)
     check_writable(arguments.out)
-    before = read_timings(arguments.against, systems.NUMBERS) if arguments.against else []
-    for name in ("frames", "size", "device"):
-        wanted = str(getattr(setting, name))
-        if before and before[0][name] != wanted:
-            raise UsageError(f"--against {arguments.against}: expected {name} {wanted}, got {before[0][name]}")
     rows = systems.time_systems(setting, numbers["repeats"])
     if arguments.best:
-        rows += [row for name in systems.TABLE if (row := systems.best_batch(name, setting))]
+        rows += filter(None, (systems.best_batch(name, setting) for name in systems.TABLE))
     facts = asdict(setting) | numbers | circumstances("av", "cv2", "numba", "triton")
     facts.pop("batch")  # a column of its own
     show_table(rows, facts, arguments.out)
-    for program in systems.programs(rows):
-        lines, found = systems.table(rows, program), systems.ratios(rows, program)
-        sys.stdout.write(f"\nTV-L1 by {program}\n\n{text_table(lines)}\n\n{text_table(found)}\n")
-    if before:
-        program = next(name for name in systems.programs(rows) if name in systems.programs(before))
-        found = systems.compare(before, rows, program)
-        sys.stdout.write(f"\nover (2+1)D + Rep-Flow, in {arguments.against} and now\n\n{text_table(found)}\n")
-    _tell_of_extra("OpenCV" not in systems.programs(rows))
+    programs = systems.programs(rows)
+    for program in programs:
+        lines, ratios = systems.table(rows, program), systems.ratios(rows, program)
+        sys.stdout.write(f"\nTV-L1 by {program}\n\n{text_table(lines)}\n\n{text_table(ratios)}\n")
+    if "OpenCV" not in programs:
+        _name_extra()
     return 0
 
 
-def _tell_of_extra(missing: bool) -> None:
-    if missing:
-        sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")
+def _name_extra() -> None:
+    sys.stderr.write("repflow: the extra `bench` brings what is not installed: pip install -e '.[bench]'\n")

@@ -11,12 +11,15 @@ import torch
 from tqdm.auto import tqdm
 
 from repflow.data.flow import read_flo
+from repflow.data.pairs import moving_pair
 from repflow.files import Row
 from repflow.lab.bench.solver import engines
 from repflow.lab.bench.timing import statistics, time_in_turn
-from repflow.tvl1 import grey, tvl1
+from repflow.tvl1 import tvl1
 
 _UNKNOWN = 1e9  # Middlebury's files have larger numbers where the flow is not known
+
+Program = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two frames uint8 (H, W) -> flow (2, H, W) in pixels
 
 
 class Pair(NamedTuple):
@@ -38,14 +41,10 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 def made_pair(H: int = 480, W: int = 640, speed: float = 3.0) -> Pair:
     """A made texture that turns about the frame's centre, H <= W; over its square the mean motion is `speed` pixels."""
-    from repflow.data.synthetic import motion, render
-
-    top = (W - H) // 2
-    frames = render("clockwise", np.random.default_rng(0), W, 2, speed)[:, top : top + H]
-    turn = motion("clockwise", speed, W, 2)[1, 2]
-    y, x = np.mgrid[:H, :W] - np.array([H - 1, W - 1])[:, None, None] / 2
-    cos, sin = np.cos(turn) - 1, np.sin(turn)
-    return Pair("made", *grey(frames).round().astype(np.uint8), np.stack([cos * x - sin * y, sin * x + cos * y]))
+    rows = slice((W - H) // 2, (W - H) // 2 + H)
+    frame1, frame2, flow = moving_pair("clockwise", speed, W)
+    first, second = (frame[rows].round().astype(np.uint8) for frame in (frame1, frame2))
+    return Pair("made", first, second, flow[:, rows])
 
 
 def time_tvl1(pairs: Sequence[Pair], device: str, repeats: int = 5) -> list[Row]:
@@ -53,20 +52,22 @@ def time_tvl1(pairs: Sequence[Pair], device: str, repeats: int = 5) -> list[Row]
     all with their own defaults.
 
     A row has the seconds from frames to flow, both in the computer's memory (median, interquartile range, minimum), and
-    `end_point_error`; or, of a program that is not there, a note that says so.
+    `error_px`, the end-point error; or a note that a program is not installed.
+
+    >>> rows = time_tvl1([made_pair(48, 64)], "cpu", repeats=1)
     """
-    rows = []
+    rows, programs = [], _programs(device)
     for pair in tqdm(pairs, desc="pairs", unit="pair", leave=False):
-        methods = _methods(pair, device)
-        seconds = time_in_turn({name: method for name, method in methods.items() if method}, repeats)
-        for name, method in methods.items():
+        tasks = {name: partial(program, pair.first, pair.second) for name, program in programs.items() if program}
+        seconds = time_in_turn(tasks, repeats)
+        for name in programs:
             row: Row = {"pair": pair.name, "height": pair.first.shape[0], "width": pair.first.shape[1], "method": name}
-            if method is None:
-                row |= dict.fromkeys(("median_s", "iqr_s", "min_s", "error_px")) | {"note": "not installed"}
+            if name in tasks:
+                error = end_point_error(tasks[name](), pair.flow)
+                rows.append(row | statistics(seconds[name], "s") | {"error_px": error, "note": ""})
             else:
-                row |= statistics(seconds[name], "s")
-                row |= {"error_px": end_point_error(method(), pair.flow), "note": ""}
-            rows.append(row)
+                empty = dict.fromkeys(("median_s", "iqr_s", "min_s", "error_px"))
+                rows.append(row | empty | {"note": "not installed"})
     return rows
 
 
@@ -76,40 +77,47 @@ def end_point_error(flow: np.ndarray, true: np.ndarray) -> float:
     return float(np.hypot(*(flow - true))[known].mean())
 
 
-def _methods(pair: Pair, device: str) -> dict[str, Callable[[], np.ndarray] | None]:
-    """Programs that compute the pair's flow, (2, H, W); None for those that are not installed."""
+def opencv(create: str = "optflow.DualTVL1OpticalFlow_create") -> Program:
+    """OpenCV's TV-L1, or what else it creates by this name.
 
-    def ours(engine: str) -> np.ndarray:
-        frames = (torch.from_numpy(frame).to(device) for frame in (pair.first, pair.second))
-        return tvl1(*frames, engine=engine).cpu().numpy()
-
-    methods = {f"repflow, {engine}": partial(ours, engine) for engine in engines(device)}
-    others = {
-        "OpenCV DualTVL1": partial(_opencv, "optflow.DualTVL1OpticalFlow_create"),
-        "OpenCV DIS": partial(_opencv, "DISOpticalFlow_create"),
-        "scikit-image TV-L1": _scikit_image,
-    }
-    for name, other in others.items():
-        try:
-            methods[name] = other(pair)
-        except (ImportError, AttributeError):  # the latter: an OpenCV without its contributed modules
-            methods[name] = None
-    return methods
-
-
-def _opencv(create: str, pair: Pair) -> Callable[[], np.ndarray]:
+    Raises ImportError without OpenCV, AttributeError for one without its contributed modules.
+    """
     import cv2
 
     cv2.setNumThreads(torch.get_num_threads())  # it does not ask OMP_NUM_THREADS
-    method = attrgetter(create)(cv2)()
-    return lambda: method.calc(pair.first, pair.second, None).transpose(2, 0, 1)
+    solver = attrgetter(create)(cv2)()
+    return lambda first, second: solver.calc(first, second, None).transpose(2, 0, 1)
 
 
-def _scikit_image(pair: Pair) -> Callable[[], np.ndarray]:
+def _scikit_image() -> Program:
     from skimage.registration import optical_flow_tvl1
 
     # It takes values in 0..1, and its first component goes along rows.
-    return lambda: optical_flow_tvl1(np.float32(pair.first) / 255, np.float32(pair.second) / 255)[::-1]
+    return lambda first, second: optical_flow_tvl1(np.float32(first) / 255, np.float32(second) / 255)[::-1]
+
+
+def _ours(engine: str, device: str) -> Program:
+    def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        frames = (torch.from_numpy(frame).to(device) for frame in (first, second))
+        return tvl1(*frames, engine=engine).cpu().numpy()
+
+    return flow
+
+
+def _programs(device: str) -> dict[str, Program | None]:
+    """All programs by name; None for those that are not installed."""
+    programs: dict[str, Program | None] = {f"repflow, {engine}": _ours(engine, device) for engine in engines(device)}
+    others = {
+        "OpenCV DualTVL1": opencv,
+        "OpenCV DIS": partial(opencv, "DISOpticalFlow_create"),
+        "scikit-image TV-L1": _scikit_image,
+    }
+    for name, make in others.items():
+        try:
+            programs[name] = make()
+        except (ImportError, AttributeError):
+            programs[name] = None
+    return programs
 
 
 def _read_pair(file: Path) -> Pair:

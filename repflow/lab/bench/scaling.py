@@ -31,41 +31,44 @@ def time_scaling(problem: Problem, repeats: int = 3) -> list[Row]:
     rows: list[Row] = []
     for axis, factors in tqdm(AXES.items(), desc="axes", leave=False):
         values = [max(1, round(factor * getattr(problem, axis))) for factor in factors]
-        tasks: dict[tuple[int, str], Callable[[], None]] = {}
-        kept: dict[tuple[int, str], int | None] = {}
-        for value in values:
-            for engine in (*engines(problem.device), "official"):
-                task = task_of(replace(problem, **{axis: value}), "layer", engine, PASSES[1])
-                try:
-                    kept[value, engine] = saved_bytes(task)
-                    tasks[value, engine] = task
-                except torch.OutOfMemoryError:
-                    kept[value, engine] = None
-        seconds = time_in_turn(tasks, repeats)
-        for (value, engine), saved in kept.items():
+        cases = [(value, engine) for value in values for engine in (*engines(problem.device), "official")]
+        tasks = {case: task_of(replace(problem, **{axis: case[0]}), "layer", case[1], PASSES[1]) for case in cases}
+        saved = {case: _saved_mib(task) for case, task in tasks.items()}
+        fitting = {case: task for case, task in tasks.items() if saved[case] is not None}
+        seconds = time_in_turn(fitting, repeats)
+        for value, engine in cases:
             row: Row = {"axis": axis, "value": value, "engine": engine}
-            if saved is None:
-                empty = dict.fromkeys((*statistics(np.zeros(1), "ms"), "saved_mib"))
-                rows.append(row | empty | {"note": "out of memory"})
+            if (value, engine) in fitting:
+                row |= statistics(1000 * seconds[value, engine], "ms")
+                rows.append(row | {"saved_mib": saved[value, engine], "note": ""})
             else:
-                times = statistics(1000 * seconds[value, engine], "ms")
-                rows.append(row | times | {"saved_mib": saved / 2**20, "note": ""})
+                rows.append(row | dict.fromkeys(NUMBERS[1:]) | {"note": "out of memory"})
     return rows
 
 
 def exponents(rows: Sequence[Row]) -> list[Row]:
-    """The power of each axis that time and kept memory grow with, by each engine: slopes of straight lines through the
-    logarithms, fitted by least squares."""
-    found = []
-    for axis in dict.fromkeys(row["axis"] for row in rows):
-        for engine in dict.fromkeys(row["engine"] for row in rows):
-            points = [r for r in rows if (r["axis"], r["engine"]) == (axis, engine) and r["median_ms"] is not None]
-            if len(points) < 2:
-                continue
-            x = np.log([point["value"] for point in points])
-            row: Row = {"axis": axis, "engine": engine}
-            for power, name in (("time", "median_ms"), ("memory", "saved_mib")):
-                slope = np.polyfit(x, np.log([point[name] for point in points]), 1)[0]
-                row[power] = round(float(slope), 4) + 0.0  # no -0.0
-            found.append(row)
-    return found
+    """The powers with which time and saved memory grow along each axis, for each engine: slopes of straight lines
+    through the logarithms, fitted by least squares."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["median_ms"] is not None:
+            groups.setdefault((row["axis"], row["engine"]), []).append(row)
+    powers = []
+    for (axis, engine), points in groups.items():
+        if len(points) > 1:
+            time, memory = (_slope(points, name) for name in ("median_ms", "saved_mib"))
+            powers.append({"axis": axis, "engine": engine, "time": time, "memory": memory})
+    return powers
+
+
+def _slope(points: Sequence[Row], name: str) -> float:
+    x, y = (np.log([point[column] for point in points]) for column in ("value", name))
+    return round(float(np.polyfit(x, y, 1)[0]), 4) + 0.0  # no -0.0
+
+
+def _saved_mib(task: Callable[[], object]) -> float | None:
+    """MiB that are kept for the backward pass; None where the GPU's memory is too small."""
+    try:
+        return saved_bytes(task) / 2**20
+    except torch.OutOfMemoryError:
+        return None

@@ -4,8 +4,10 @@ import gc
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from repflow.files import Row
-from repflow.lab.bench.timing import statistics, time_in_turn
+from repflow.lab.bench.flow import opencv
+from repflow.lab.bench.timing import fits_memory, gpu_peak, statistics, time_in_turn
 from repflow.lab.bench.video import write_video
 from repflow.models import build_model, inputs_of
 from repflow.models.streams import Stream
@@ -83,7 +86,7 @@ def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = (*TA
             if (inside := _flow_inside(model, inputs)) is not None:
                 tasks["flow inside", name] = inside
         if setting.device == "cuda":
-            tasks = {key: task for key, task in tasks.items() if _fits(key, task)}
+            tasks = _fitting(tasks)
         seconds = time_in_turn(tasks, repeats)
     alone = "decode", "tvl1"  # of one clip, whatever the batch is
     return [
@@ -99,23 +102,10 @@ def best_batch(name: str, setting: Setting, repeats: int = 3) -> Row:
     """
     best: Row = {}
     batch = 1
-    while batch <= MOST:
-        try:
-            model, inputs = _prepared(name, Setting(setting.frames, setting.size, batch, setting.device))
-            task = partial(_forward, model, inputs)
-            times = time_in_turn({name: task}, repeats)[name]
-            row = _row("forward, best batch", name, batch, times, _peak(task, setting.device))
-        except torch.OutOfMemoryError:
-            break
-        finally:
-            model = inputs = task = None
-            gc.collect()
-            if setting.device == "cuda":
-                torch.cuda.empty_cache()
-        faster = row["clips_per_s"] / best["clips_per_s"] if best else FASTER
-        if faster > 1 or not best:
-            best = row
-        if faster < FASTER:
+    while batch <= MOST and (row := _forward_row(name, replace(setting, batch=batch), repeats)):
+        faster = not best or row["clips_per_s"] >= FASTER * best["clips_per_s"]
+        best = max(best or row, row, key=itemgetter("clips_per_s"))
+        if not faster:
             break
         batch *= 2
     return best
@@ -161,38 +151,23 @@ def ratios(rows: Sequence[Row], program: str) -> list[Row]:
     if not lines.keys() >= {"two_stream_2plus1d", "repflow_2plus1d", "flow_of_flow_2plus1d", "rgb_2plus1d"}:
         return []
     two, one, twice, rgb = (lines[f"{n}_2plus1d"] for n in ("two_stream", "repflow", "flow_of_flow", "rgb"))
-    theirs, ours = ([line[key] for line in (two, one, twice, rgb)] for key in ("paper_ms", "total_ms"))
+    paper, ours = ([line[key] for line in (two, one, twice, rgb)] for key in ("paper_ms", "total_ms"))
     network = rgb["network_ms"]
-    first, both = one["flow_inside_ms"], twice["flow_inside_ms"]
+    first, second = one["flow_inside_ms"], twice["flow_inside_ms"] - one["flow_inside_ms"]
     pairs = {
-        "two-stream / rep-flow": (theirs[0] / theirs[1], ours[0] / ours[1]),
-        "the same if TV-L1 took no time": (2 * theirs[3] / theirs[1], (ours[0] - two["tvl1_ms"]) / ours[1]),
-        "share of TV-L1 in two-stream, %": (100 * (1 - 2 * theirs[3] / theirs[0]), 100 * two["tvl1_ms"] / ours[0]),
-        "rep-flow / RGB": (theirs[1] / theirs[3], ours[1] / ours[3]),
-        "flow-of-flow / RGB": (theirs[2] / theirs[3], ours[2] / ours[3]),
-        "first flow layer, % of RGB, same frames": (100 * (theirs[1] - theirs[3]) / theirs[3], 100 * first / network),
-        "both flow layers, % of RGB, same frames": (100 * (theirs[2] - theirs[3]) / theirs[3], 100 * both / network),
-        "second flow layer, % of RGB": (100 * (theirs[2] - theirs[1]) / theirs[3], 100 * (both - first) / network),
+        "two-stream / rep-flow": (paper[0] / paper[1], ours[0] / ours[1]),
+        "the same if TV-L1 took no time": (2 * paper[3] / paper[1], (ours[0] - two["tvl1_ms"]) / ours[1]),
+        "share of TV-L1 in two-stream, %": (100 * (1 - 2 * paper[3] / paper[0]), 100 * two["tvl1_ms"] / ours[0]),
+        "rep-flow / RGB": (paper[1] / paper[3], ours[1] / ours[3]),
+        "flow-of-flow / RGB": (paper[2] / paper[3], ours[2] / ours[3]),
+        "first flow layer, % of RGB, same frames": (100 * (paper[1] - paper[3]) / paper[3], 100 * first / network),
+        "both flow layers, % of RGB, same frames": (
+            100 * (paper[2] - paper[3]) / paper[3],
+            100 * (first + second) / network,
+        ),
+        "second flow layer, % of RGB": (100 * (paper[2] - paper[1]) / paper[3], 100 * second / network),
     }
-    return [{"ratio": name, "paper": there, "here": here} for name, (there, here) in pairs.items()]
-
-
-def compare(before: Iterable[Row], now: Iterable[Row], program: str) -> list[Row]:
-    """Two runs of one benchmark: of each system its total over (2+1)D with a flow layer, in both, with TV-L1 by
-    `program`, their difference in percent, and its place by total time.
-
-    Raises ValueError where a run has not timed the same stages.
-    """
-    runs = [{line["system"]: line["total_ms"] for line in table(rows, program)} for rows in (before, now)]
-    if runs[0].keys() != runs[1].keys():
-        raise ValueError(f"expected the systems {', '.join(runs[1])} in the earlier run, got {', '.join(runs[0])}")
-    places = [sorted(run, key=run.__getitem__) for run in runs]
-    found = []
-    for name in runs[0]:
-        then, today = (run[name] / run["repflow_2plus1d"] for run in runs)
-        where = {"place_before": places[0].index(name) + 1, "place_now": places[1].index(name) + 1}
-        found.append({"system": name, "before": then, "now": today, "percent": 100 * (today / then - 1)} | where)
-    return found
+    return [{"ratio": name, "paper": in_paper, "here": measured} for name, (in_paper, measured) in pairs.items()]
 
 
 def _row(stage: str, by: str, batch: int, times: np.ndarray, peak: float | None) -> Row:
@@ -215,15 +190,31 @@ def _prepared(name: str, setting: Setting) -> tuple[nn.Module, list[Tensor]]:
     return model, inputs_of(model, [clip.to(setting.device), flow.to(setting.device)])
 
 
-def _fits(key: tuple[str, str], task: Task) -> bool:
-    """Does the GPU's memory suffice for a task?"""
+def _fitting(tasks: Mapping[tuple[str, str], Task]) -> dict[tuple[str, str], Task]:
+    """The tasks that the GPU's memory suffices for; the others are named in the log."""
+    fitting = {}
+    for (stage, by), task in tasks.items():
+        if fits_memory(task):
+            fitting[stage, by] = task
+        else:
+            log.warning("left out, for the GPU's memory is too small: %s of %s", stage, by)
+    return fitting
+
+
+def _forward_row(name: str, setting: Setting, repeats: int) -> Row | None:
+    """The row of a network's forward pass; None where the GPU's memory is too small."""
     try:
-        task()
+        model, inputs = _prepared(name, setting)
+        task = partial(_forward, model, inputs)
+        seconds = time_in_turn({name: task}, repeats)[name]
+        return _row("forward, best batch", name, setting.batch, seconds, _peak(task, setting.device))
     except torch.OutOfMemoryError:
-        log.warning("left out, for the GPU's memory is too small: %s of %s", *key)
-        torch.cuda.empty_cache()
-        return False
-    return True
+        return None
+    finally:
+        model = inputs = task = None  # before the next batch takes memory
+        gc.collect()
+        if setting.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _forward(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
@@ -254,18 +245,14 @@ def _flow_inside(model: nn.Module, inputs: Sequence[Tensor]) -> Task | None:
 
 
 def _flow_tasks(frames: Tensor) -> dict[str, Task]:
-    """TV-L1 of all successive frames (T, H, W), grey 0..255, by each program that is here."""
+    """TV-L1 of all successive frames (T, H, W), grey 0..255, by each program that is installed."""
     tasks: dict[str, Task] = {"repflow, cpu": partial(_clip_flow, frames, 1)}
     if torch.cuda.is_available():
         tasks["repflow, cuda"] = partial(_clip_flow, frames.cuda(), len(frames))
-    try:
-        import cv2
-
-        solver = cv2.optflow.DualTVL1OpticalFlow_create()
-    except (ImportError, AttributeError):
-        return tasks
-    levels = [frame.numpy().astype(np.uint8) for frame in frames]
-    tasks["OpenCV"] = lambda: [solver.calc(*pair, None) for pair in itertools.pairwise(levels)]
+    with suppress(ImportError, AttributeError):  # the latter: an OpenCV without its contributed modules
+        solver = opencv()
+        levels = [frame.numpy().astype(np.uint8) for frame in frames]
+        tasks["OpenCV"] = lambda: [solver(*pair) for pair in itertools.pairwise(levels)]
     return tasks
 
 
@@ -277,12 +264,7 @@ def _clip_flow(frames: Tensor, at_once: int) -> None:
 
 def _peak(task: Task, device: str) -> float | None:
     """MiB of the GPU's memory that a task takes beyond what was taken before; None on the CPU."""
-    if device != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    task()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return gpu_peak(task) / 2**20 if device == "cuda" else None
 
 
 def _make_video(path: Path, setting: Setting) -> Path:

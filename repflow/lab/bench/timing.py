@@ -1,4 +1,4 @@
-"""Timing: tasks in turn, and what is said of their times."""
+"""Timing: tasks in turn, what is said of their times, and the memory that they take."""
 
 import ctypes
 import random
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from repflow.files import Row
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -22,8 +22,15 @@ def time_in_turn(tasks: Mapping[Key, Callable[[], object]], repeats: int = 5, se
 
     Every task runs once uncounted, then `repeats` rounds run all of them in random order, so that a machine that slows
     down slows all alike. Compare medians and ratios of one call; single times of a shared machine mean little.
+
+    From then on this process keeps what memory it frees, as PyTorch does on a GPU, where the C library is glibc. Else
+    large tensors are fetched anew, page by page: half of a network's time, or much less of it, by what the process did
+    before.
+
+    >>> time_in_turn({"sum": lambda: sum(range(1000))}, repeats=2)["sum"].shape
+    (2,)
     """
-    _keep_freed_memory()
+    map_blocks_from(1 << 30)
     order = random.Random(seed)
     seconds: dict[Key, list[float]] = {name: [] for name in tasks}
     for task in tqdm(tasks.values(), desc="warming up", leave=False):
@@ -40,16 +47,33 @@ def statistics(times: np.ndarray, unit: str) -> Row:
     return {f"median_{unit}": median, f"iqr_{unit}": high - low, f"min_{unit}": times.min()}
 
 
-def _keep_freed_memory() -> None:
-    """Let this process keep what memory it frees, as PyTorch does on a GPU, where the C library is glibc.
+def gpu_peak(task: Callable[[], object]) -> int:
+    """Bytes of the GPU's memory that a task takes at most, beyond what was taken before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    task()
+    return torch.cuda.max_memory_allocated() - before
 
-    Else large tensors are fetched anew, page by page: half of a network's time, or much less of it, by what the process
-    did before.
+
+def fits_memory(task: Callable[[], object]) -> bool:
+    """Run a task; False if the GPU's memory is too small for it."""
+    try:
+        task()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def map_blocks_from(size: int) -> None:
+    """Let glibc's malloc give blocks of `size` bytes or more back to the system once they are freed, and no others.
+
+    Nothing happens where the C library is another one.
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library, another system
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_M_MMAP_THRESHOLD, size)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _seconds(task: Callable[[], object]) -> float:

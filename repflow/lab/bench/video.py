@@ -31,37 +31,33 @@ def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, 
     reader, in random order. A row has the seconds of a round (median, interquartile range, minimum), clips_per_s by
     the median, and how many times as fast as plain PyAV that is; or a note that a reader is not there.
     """
-    rows = []
     context = fresh_processes(__name__)  # PyAV's to_ndarray keeps a pool of threads, and waits for it in a fork
+    rows = []
     for name, path in tqdm(videos.items(), desc="videos", leave=False):
-        clips_of = partial(RandomClips, os.fspath(path), frames=frames, clips=clips)
-        clips_of(read_clip)  # refuses a file that is too short or damaged
-        readers, missing = _readers(os.fspath(path), frames)
+        RandomClips(os.fspath(path), read_clip, frames, clips)  # refuses a file that is too short or damaged
         for workers in (1, 2):
-            loaders = {
-                reader: DataLoader(
-                    clips_of(read),
-                    batch_size=None,
-                    num_workers=workers,
-                    persistent_workers=True,
-                    multiprocessing_context=context,
+            options = {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": context}
+            tasks = {
+                reader: partial(
+                    _read_all, DataLoader(RandomClips(os.fspath(path), read, frames, clips), None, **options)
                 )
-                for reader, read in readers.items()
+                for reader, read in READERS.items()
+                if _reads(read, os.fspath(path), frames)
             }
-            seconds = time_in_turn({reader: partial(_read_all, loader) for reader, loader in loaders.items()}, repeats)
-            head: Row = {"video": name, "workers": workers}
-            for reader, times in seconds.items():
-                rate = clips / float(np.median(times))
-                ratio = float(np.median(seconds[PLAIN])) / float(np.median(times))
-                rows.append(
-                    head
-                    | {"reader": reader, "clips_per_s": rate, "speedup_plain": ratio}
-                    | statistics(times, "s")
-                    | {"note": ""}
-                )
-            columns = [column for column in rows[-1] if column not in ("video", "workers", "reader", "note")]
-            rows += [head | {"reader": r} | dict.fromkeys(columns) | {"note": "not installed"} for r in missing]
+            seconds = time_in_turn(tasks, repeats)
+            for reader in sorted(READERS, key=lambda reader: reader not in tasks):  # the missing ones come last
+                row: Row = {"video": name, "workers": workers, "reader": reader}
+                rows.append(row | _speed(seconds.get(reader), seconds[PLAIN], clips))
     return rows
+
+
+def _speed(seconds: np.ndarray | None, plain: np.ndarray, clips: int) -> Row:
+    if seconds is None:
+        columns = "clips_per_s", "speedup_plain", "median_s", "iqr_s", "min_s"
+        return dict.fromkeys(columns) | {"note": "not installed"}
+    median = float(np.median(seconds))
+    rates = {"clips_per_s": clips / median, "speedup_plain": float(np.median(plain)) / median}
+    return rates | statistics(seconds, "s") | {"note": ""}
 
 
 class RandomClips(Dataset[Tensor]):
@@ -118,19 +114,16 @@ def _read_all(loader: DataLoader) -> None:
         pass
 
 
-def _readers(path: str, frames: int) -> tuple[dict[str, Reader], list[str]]:
-    """The readers that work on this file, and the names of those that don't, being absent."""
-    able, missing = {}, []
-    for name, read in {"repflow": read_clip, PLAIN: _plain, "torchcodec": _torchcodec, "OpenCV": _opencv}.items():
-        try:
-            read(path, 0, frames)
-            able[name] = read
-        except (ImportError, RuntimeError):  # the latter: torchcodec without FFmpeg's libraries
-            missing.append(name)
-    return able, missing
+def _reads(read: Reader, path: str, frames: int) -> bool:
+    """Is what the reader needs installed?"""
+    try:
+        read(path, 0, frames)
+    except (ImportError, RuntimeError):  # the latter: torchcodec without FFmpeg's libraries
+        return False
+    return True
 
 
-def _plain(path: str, start: int, frames: int) -> np.ndarray:
+def read_plainly(path: str, start: int, frames: int) -> np.ndarray:
     """As one writes it first: seek by time, then an array of every frame."""
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -145,14 +138,14 @@ def _plain(path: str, start: int, frames: int) -> np.ndarray:
     return np.stack(pictures)
 
 
-def _torchcodec(path: str, start: int, frames: int) -> np.ndarray:
+def read_by_torchcodec(path: str, start: int, frames: int) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, dimension_order="NHWC")
     return decoder.get_frames_in_range(start, start + frames).data.numpy()
 
 
-def _opencv(path: str, start: int, frames: int) -> np.ndarray:
+def read_by_opencv(path: str, start: int, frames: int) -> np.ndarray:
     import cv2
 
     cv2.setNumThreads(1)
@@ -161,3 +154,6 @@ def _opencv(path: str, start: int, frames: int) -> np.ndarray:
     pictures = [cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB) for _ in range(frames)]
     capture.release()
     return np.stack(pictures)
+
+
+READERS = {"repflow": read_clip, PLAIN: read_plainly, "torchcodec": read_by_torchcodec, "OpenCV": read_by_opencv}
