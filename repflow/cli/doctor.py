@@ -1,7 +1,7 @@
 """`repflow doctor`."""
 
 import argparse
-import importlib
+import importlib.util
 import os
 import platform
 import re
@@ -11,28 +11,24 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from repflow import __version__
+import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from repflow import __version__, records
+from repflow.solver import ENGINES, solve
+from repflow.video import decoders
 
 Line = tuple[str, str, str]  # OK, none or BAD; what it is about; what was found, and the command that mends it
 
 # Both at once: a PyTorch and a torchvision of different builds fail at the import.
 TORCH = "python -m pip install uv && python -m uv pip install --reinstall --torch-backend auto torch torchvision"
-ENGINE = {
-    "reference": TORCH,
-    "cpu": "python -m pip install --force-reinstall numba",
-    "cuda": "python -m pip install --force-reinstall triton",
-}
-MODULES = {
-    "pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage", "opencv-contrib-python-headless": "cv2",
-}  # fmt: skip
-LEAST_DISK = 1  # GB
+REINSTALL = "python -m pip install --force-reinstall"
+ENGINE = {"reference": TORCH, "cpu": f"{REINSTALL} numba", "cuda": f"{REINSTALL} triton"}
+MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage", "opencv-contrib-python-headless": "cv2"}
+_PATH = re.compile(r"[^\s'\"(]*[/\\][^\s'\"():;,]*")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,119 +38,89 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Tell what works here: versions, engines, decoders, GPU, disk, cache folders. A line begins with OK; none, where
-    something optional is missing; or BAD, and then says what mends it. Nothing in it names the user or the machine."""
-    parts = (_versions, _engines, _decoders, _gpu, _disk, _numba_cache, _weights_cache, _triton_cache)
+    something optional is missing; or BAD, and then says what mends it. No path is shown, and so no user's name."""
+    parts = (_versions, _engines, _decoders, _gpu, _disk, _caches)
     states = set()
     for state, name, found in (line for part in parts for line in _surviving(part)):
         states.add(state)
-        sys.stdout.write(f"{state:4}  {name:30}  {_anonymous(found)}\n")
-        sys.stdout.flush()  # what comes next may hang or crash, and then this tells where
+        sys.stdout.write(f"{state:4}  {name:30}  {_PATH.sub('PATH', found)}\n")
+        sys.stdout.flush()  # the next part may hang or crash, and then the last line tells where
     return 1 if "BAD" in states else 0
 
 
 def _surviving(part: Callable[[], Iterator[Line]]) -> Iterator[Line]:
-    """What a part finds; where it fails itself, its last line says so, and the next part has its turn."""
+    """The lines of a part; where it fails itself, its last line says so, and the next part has its turn."""
     try:
         yield from part()
     except Exception as error:  # whatever a broken package raises
-        name = part.__name__.strip("_").replace("_", " ")
-        yield "BAD", name, f"{_reason(error)}; mend the packages that are BAD above, and run this again"
+        yield "BAD", part.__name__.strip("_"), f"{_reason(error)}; mend the packages that are BAD, and run this again"
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
-def _anonymous(text: str) -> str:
-    """The text with ~ for any home folder, and without the names of the user and the machine."""
-    home = os.path.expanduser("~")
-    for folder in (home, os.path.realpath(home)):
-        if len(folder) > 1:
-            text = re.sub(rf"{re.escape(folder)}(?![\w.-])", "~", text)
-    text = re.sub(r"/(home|Users)/[^/\s'\"]+", "~", text)
-    for place, name, shown in ((r"(?<=[/\\])", os.path.basename(home), "USER"), (r"\b", platform.node(), "HOST")):
-        if name:
-            text = re.sub(rf"{place}{re.escape(name)}(?![\w-])", shown, text)
-    return text
-
-
 def _versions() -> Iterator[Line]:
     yield "OK", "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "OK", "repflow", __version__
-    for name, (least, extra) in _requirements().items():
-        state, found = _package(name, least)
-        yield "none" if extra and state == "BAD" else state, name, found
+    for requirement in _requirements():
+        state, found = _package(requirement.name, requirement.specifier)
+        optional = requirement.marker is not None  # of an extra
+        yield "none" if optional and state == "BAD" else state, requirement.name, found
 
 
-def _requirements() -> dict[str, tuple[str, str]]:
-    """Least version and extra ("" for what is always needed) of every package; the tests' own are left out."""
-    file = Path(__file__).parents[2] / "pyproject.toml"
-    if file.is_file():  # a checkout, whose installed metadata may be old, or not there
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+def _requirements() -> list[Requirement]:
+    """What the package needs, and then its extras, which have markers; without the tests' own."""
+    if root := records.checkout():  # its installed metadata may be old, or missing
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"].items()
         needs = project["dependencies"] + [f"{need}; extra == '{extra}'" for extra, needs in extras for need in needs]
     else:
         needs = metadata.requires("repflow") or []
-    matches = (re.match(r"([\w-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", need) for need in needs)
-    return {match[1]: (match[2], match[3] or "") for match in matches if match and match[3] != "test"}
+    kept = [r for r in map(Requirement, needs) if r.marker is None or not r.marker.evaluate({"extra": "test"})]
+    return list({requirement.name: requirement for requirement in kept}.values())
 
 
-def _package(name: str, least: str) -> tuple[str, str]:
-    mend = TORCH if name in ("torch", "torchvision") else f"python -m pip install '{name}>={least}'"
+def _package(name: str, specifier: SpecifierSet) -> tuple[str, str]:
+    mend = TORCH if name in ("torch", "torchvision") else f"python -m pip install '{name}{specifier}'"
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return "BAD", f"not installed; {mend}"
-    if _digits(version) < _digits(least):
-        return "BAD", f"{version}, expected {least} or newer; {mend}"
+    if not specifier.contains(version, prereleases=True):
+        return "BAD", f"{version}, expected {specifier}; {mend}"
     try:
         importlib.import_module(MODULES.get(name, name.replace("-", "_")))
     except Exception as error:  # ImportError, OSError of a library, or what the package itself raises
-        mend = TORCH if mend == TORCH else f"python -m pip install --force-reinstall --no-deps {name}=={version}"
+        mend = TORCH if mend == TORCH else f"{REINSTALL} --no-deps {name}=={version}"
         return "BAD", f"{version} cannot be imported ({_reason(error)}); {mend}"
     return "OK", version
 
 
-def _digits(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0]))
-
-
 def _engines() -> Iterator[Line]:
-    import torch
-
-    from repflow.solver import ENGINES
-
     for engine in ENGINES[1:]:  # the first is "auto"
         if engine == "cuda" and not torch.cuda.is_available():
-            state, found = "none", "PyTorch finds no GPU here; see GPU below"
-        elif engine == "cuda" and find_spec("triton") is None:
-            state, found = "none", "python -m pip install triton"
+            yield "none", f"engine {engine}", "PyTorch finds no GPU here; see GPU below"
+        elif engine == "cuda" and importlib.util.find_spec("triton") is None:
+            yield "none", f"engine {engine}", "python -m pip install triton"
         else:
-            state, found = _engine(engine)
-        yield state, f"engine {engine}", found
+            yield _engine(engine)
 
 
-def _engine(engine: str) -> tuple[str, str]:
-    import torch
-
+def _engine(engine: str) -> Line:
+    start = time.perf_counter()
     try:
-        times = [time.perf_counter()]
-        for _ in range(2):
-            found = _solution(engine)
-            times.append(time.perf_counter())
-        if not torch.allclose(found, _solution("reference"), rtol=1e-3, atol=1e-4):
+        solution = _solution(engine)
+        seconds = time.perf_counter() - start
+        if not torch.allclose(solution, _solution("reference"), rtol=1e-3, atol=1e-4):
             raise ArithmeticError("it computes something else than the reference")
     except Exception as error:  # from compilers and drivers, too
-        return "BAD", f"{_reason(error)}; {ENGINE[engine]}; until then take engine='reference'"
-    return "OK", f"{1000 * (times[2] - times[1]):.1f} ms; first call {times[1] - times[0]:.1f} s"
+        return "BAD", f"engine {engine}", f"{_reason(error)}; {ENGINE[engine]}; until then take engine='reference'"
+    return "OK", f"engine {engine}", f"first call {seconds:.1f} s"
 
 
-def _solution(engine: str) -> "Tensor":
+def _solution(engine: str) -> torch.Tensor:
     """A tiny problem's flow, and the gradient of its sum of squares."""
-    import torch
-
-    from repflow.solver import solve
-
     numbers = torch.arange(128.0, device="cuda" if engine == "cuda" else "cpu")
     rho_c = numbers[:64].sin().reshape(1, 1, 8, 8).requires_grad_()
     flow, _ = solve(rho_c, numbers.cos().reshape(2, 1, 1, 8, 8), engine=engine)
@@ -163,37 +129,26 @@ def _solution(engine: str) -> "Tensor":
 
 
 def _decoders() -> Iterator[Line]:
-    from repflow.video import decoders
-
     for name, works, found in decoders():
-        if name == "pyav" and not works:  # the one that everything needs
-            yield "BAD", f"decoder {name}", f"{found}; python -m pip install --force-reinstall --no-deps av"
-        else:
-            yield "OK" if works else "none", f"decoder {name}", found
+        state = "OK" if works else "BAD" if name == "pyav" else "none"  # everything needs that one
+        mend = f"; {REINSTALL} --no-deps av" if state == "BAD" else ""
+        yield state, f"decoder {name}", found + mend
 
 
 def _gpu() -> Iterator[Line]:
-    import torch
-
-    from repflow import records
-
-    driver = records.driver()
+    driver, cuda = records.driver(), torch.version.cuda
     if torch.cuda.is_available():
         for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count())):
             memory = f"{device.total_memory / 2**30:.0f} GiB"
-            yield "OK", "GPU", f"{device.name}, {memory}, driver {driver or 'unknown'}, CUDA {torch.version.cuda}"
+            yield "OK", "GPU", f"{device.name}, {memory}, driver {driver or 'unknown'}, CUDA {cuda}"
     elif driver is None:
-        yield (
-            "none",
-            "GPU",
-            f"no driver of NVIDIA's answers; all runs on the CPU (PyTorch's CUDA: {torch.version.cuda})",
-        )
+        yield "none", "GPU", f"no driver of NVIDIA's answers; all runs on the CPU (PyTorch's CUDA: {cuda})"
     elif "CUDA_VISIBLE_DEVICES" in os.environ:
         yield "none", "GPU", f"driver {driver}, but hidden; unset CUDA_VISIBLE_DEVICES"
-    elif torch.version.cuda is None:
+    elif cuda is None:
         yield "none", "GPU", f"driver {driver}, but a PyTorch for CPUs alone; {TORCH}"
     else:
-        yield "BAD", "GPU", f"PyTorch for CUDA {torch.version.cuda} cannot use driver {driver}; renew it, or {TORCH}"
+        yield "BAD", "GPU", f"PyTorch for CUDA {cuda} cannot use driver {driver}; renew it, or {TORCH}"
 
 
 def _disk() -> Iterator[Line]:
@@ -204,44 +159,30 @@ def _disk() -> Iterator[Line]:
         ("data", default_folder(), "export REPFLOW_DATA=FOLDER"),
     ):
         free = shutil.disk_usage(_existing(folder)).free / 1e9
-        found = f"{folder.absolute()}, {free:.0f} GB free"
-        good = _writable(folder) and free >= LEAST_DISK
-        short = "cannot be written" if not _writable(folder) else f"less than {LEAST_DISK} GB"
-        yield "OK" if good else "BAD", f"disk for {name}", found if good else f"{found}: {short}; {mend}"
+        problem = "cannot be written" if not _writable(folder) else "less than 1 GB free"
+        good = _writable(folder) and free >= 1
+        yield "OK" if good else "BAD", f"disk for {name}", f"{free:.0f} GB free" if good else f"{problem}; {mend}"
 
 
-def _numba_cache() -> Iterator[Line]:
-    from repflow.solver import cpu
+def _caches() -> Iterator[Line]:
+    import numba
 
-    folder = cpu._advance.stats.cache_path  # None where Numba found no folder that it can write
-    yield _cache("Numba", Path(folder) if folder else None, "NUMBA_CACHE_DIR")
-
-
-def _weights_cache() -> Iterator[Line]:
-    import torch
-
-    yield _cache("torch.hub", Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME")
-
-
-def _triton_cache() -> Iterator[Line]:
-    import torch
-
-    if torch.cuda.is_available():
-        chosen = os.environ.get("TRITON_CACHE_DIR")
-        yield _cache("Triton", Path(chosen) if chosen else Path.home() / ".triton" / "cache", "TRITON_CACHE_DIR")
-
-
-def _cache(name: str, folder: Path | None, variable: str) -> Line:
-    if folder and _writable(folder):
-        return "OK", f"cache of {name}", str(folder)
-    return "BAD", f"cache of {name}", f"{folder or 'no folder'} cannot be written; export {variable}=FOLDER"
+    home, solver = Path.home(), Path(__file__).parents[1] / "solver"
+    caches = [  # folders of which the first that can be written is taken
+        ("Numba", "NUMBA_CACHE_DIR", [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else [solver, home]),
+        ("torch.hub", "TORCH_HOME", [torch.hub.get_dir()]),
+        ("Triton", "TRITON_CACHE_DIR", [os.environ.get("TRITON_CACHE_DIR") or home / ".triton"]),
+    ]
+    for name, variable, folders in caches if torch.cuda.is_available() else caches[:2]:
+        good = any(_writable(Path(folder)) for folder in folders)
+        found = "can be written" if good else f"cannot be written; export {variable}=FOLDER"
+        yield "OK" if good else "BAD", f"cache of {name}", found
 
 
 def _writable(folder: Path) -> bool:
-    place = _existing(folder)
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return _existing(folder).is_dir() and os.access(_existing(folder), os.W_OK | os.X_OK)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or of those above it the first that is there."""
+    """The folder, or the nearest one above it that exists."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
