@@ -1,6 +1,7 @@
 """The tables of docs/licences.md, from the metadata of what is installed: `python tools/licences.py`.
 
-It runs in the checkout after ci/setup, and again after ci/lock.
+It runs in the checkout after ci/setup, and again after ci/lock. pip-licenses would leave out, without a word, what is not
+installed here, such as packages for other systems.
 """
 
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from readme_tables import marked
+from markers import write_marked
 
 from repflow.files import markdown_table
 
@@ -29,7 +30,7 @@ def locked(lock: str) -> list[str]:
 
 def pytorch_build() -> list[str]:
     """PyTorch, torchvision and what the installed build of PyTorch brings: what ci/lock leaves out of the lock."""
-    names = {re.sub(r"[-_.]+", "-", found.name).lower() for found in metadata.distributions()}
+    names = {re.sub(r"[-_.]+", "-", package.name).lower() for package in metadata.distributions()}
     return sorted(name for name in names if re.fullmatch(r"torch|torchvision|triton|setuptools|(nvidia|cuda)-.+", name))
 
 
@@ -41,15 +42,16 @@ def licence(package: str) -> str:
     if package in BY_HAND:
         return BY_HAND[package]
     try:
-        found = metadata.metadata(package)
+        facts = metadata.metadata(package)
     except metadata.PackageNotFoundError:
         raise ValueError(f"{package} is not installed; run ci/setup, or read its licence file for BY_HAND") from None
-    text = (found.get("License") or "").strip()
-    short = text if "\n" not in text and len(text) <= 40 and text != "UNKNOWN" else ""  # some put all of it here
-    classifiers = [line.split(" :: ")[-1] for line in found.get_all("Classifier", []) if line.startswith("License ::")]
-    if not (said := found.get("License-Expression") or short or ", ".join(classifiers)):
+    text = (facts.get("License") or "").strip()
+    short = text if "\n" not in text and len(text) <= 40 and text != "UNKNOWN" else ""  # some put the whole text here
+    classifiers = [line.split(" :: ")[-1] for line in facts.get_all("Classifier", []) if line.startswith("License ::")]
+    name = facts.get("License-Expression") or short or ", ".join(classifiers)
+    if not name:
         raise ValueError(f"{package}: its metadata name no licence; read its licence file for BY_HAND")
-    return said
+    return name
 
 
 def table(packages: Iterable[str]) -> str:
@@ -59,15 +61,10 @@ def table(packages: Iterable[str]) -> str:
 
 def main(root: Path) -> None:
     """Write both tables anew; the one of PyTorch's build stays as it is where the build here has no CUDA."""
-    file = root / "docs" / "licences.md"
-    text = file.read_text(encoding="utf-8")
-    tables = {"locked packages": locked((root / "requirements.lock").read_text(encoding="utf-8"))}
+    tables = {"locked packages": table(locked((root / "requirements.lock").read_text(encoding="utf-8")))}
     if any(name.startswith("nvidia-") for name in pytorch_build()):
-        tables["PyTorch's build"] = pytorch_build()
-    for name, packages in tables.items():
-        before, _, behind = marked(text, name)
-        text = before + table(packages) + behind
-    file.write_text(text, encoding="utf-8")
+        tables["PyTorch's build"] = table(pytorch_build())
+    write_marked(root / "docs" / "licences.md", tables)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from markers import write_marked
 
 from repflow.data.synthetic import CLASSES
 from repflow.figures import bars
@@ -191,13 +192,6 @@ def sections(results: Path) -> dict[str, str]:
     }
 
 
-def marked(text: str, name: str) -> tuple[str, str, str]:
-    """A text before, between and behind the markers of this name."""
-    before, begin, rest = text.partition(f"<!-- {name} -->\n")
-    between, end, behind = rest.partition(f"<!-- end of {name} -->\n")
-    return before + begin, between, end + behind
-
-
 def draw(file: Path) -> None:
     """The figure beside a file of accuracies."""
     groups = {
@@ -215,12 +209,7 @@ def main(sweeps: Sequence[str]) -> None:
         file = root / "results" / "synthetic_motion.csv"
         file.write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")
         draw(file)
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, content in sections(root / "results").items():
-        before, _, behind = marked(text, name)
-        text = before + content + behind
-    readme.write_text(text, encoding="utf-8")
+    write_marked(root / "README.md", sections(root / "results"))
 
 
 if __name__ == "__main__":
