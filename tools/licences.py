@@ -1,6 +1,6 @@
 """The tables of docs/licences.md, from the metadata of what is installed: `python tools/licences.py`.
 
-It runs in the checkout after ci/setup, and again after ci/lock. pip-licenses would leave out, without a word, what is not
+It runs in the checkout after ci/setup, and again after ci/lock. pip-licenses leaves out, without a word, what is not
 installed here, such as packages for other systems.
 """
 

@@ -181,13 +181,13 @@ def _table(corner: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, 
 def sections(results: Path) -> dict[str, str]:
     """What the README says between the markers of each name, from the CSV files."""
 
-    def each(name: str, tell: Callable[[list[Row]], str], numbers: Collection[str] = ()) -> list[str]:
-        return [tell(read_timings(file, numbers)) for file in sorted(results.glob(f"{name}_*.csv"))]
+    def texts(name: str, write: Callable[[list[Row]], str], numbers: Collection[str] = ()) -> list[str]:
+        return [write(read_timings(file, numbers)) for file in sorted(results.glob(f"{name}_*.csv"))]
 
-    runs = each("systems", runtime, systems.NUMBERS) + each("scaling", powers, scaling.NUMBERS)
+    runs = texts("systems", runtime, systems.NUMBERS) + texts("scaling", powers, scaling.NUMBERS)
     return {
         "results on SyntheticMotion": table(read_csv(results / "synthetic_motion.csv")),
-        "timings": "\n".join(each("solver", solver_times) + each("tvl1", tvl1_times)),
+        "timings": "\n".join(texts("solver", solver_times) + texts("tvl1", tvl1_times)),
         "runtime": "\n".join(runs),
     }
 

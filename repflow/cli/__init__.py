@@ -1,4 +1,4 @@
-"""The command `repflow`: one function for each subcommand, which imports what is heavy itself."""
+"""The command `repflow`: a module for each subcommand, whose functions import heavy modules when they run."""
 
 import argparse
 import logging
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = arguments.command(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who read our output has gone; what is left of it goes nowhere
+    except BrokenPipeError:  # the reader of our output has gone; the rest of it goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`repflow evaluate` and `repflow convert`."""
+"""`repflow evaluate`."""
 
 import argparse
 import logging
@@ -73,13 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.out:
             write_metrics(arguments.out, mean | {"predictions": arguments.predictions})
         return 0
-    found = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
-    _show(found)
+    measured = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
+    _show(measured)
     if arguments.ours:
         from repflow.lab.results import add_result
 
         row["seconds"] += perf_counter() - started
-        add_result(arguments.ours, found, **row)
+        add_result(arguments.ours, measured, **row)
     return 0
 
 
@@ -163,12 +163,11 @@ def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":
     return [fuse(parts, arguments.weights)] if arguments.weights else parts
 
 
-def _show(found: dict[str, float | int]) -> None:
-    for k in (1, 5):
-        top = f"top-{k}  {found[f'top{k}']:.1f} %"
-        interval = (
-            f"  (95 %: {found[f'top{k}_low']:.1f} to {found[f'top{k}_high']:.1f})" if f"top{k}_low" in found else ""
-        )
-        sys.stdout.write(top + interval + "\n")
-    over = f", mean of {found['folds']} folds" if "folds" in found else ""
-    sys.stdout.write(f"evaluated {found['evaluated']} of {found['expected']} videos{over}\n")
+def _show(measured: dict[str, float | int]) -> None:
+    for name in ("top1", "top5"):
+        line = f"{name[:3]}-{name[3:]}  {measured[name]:.1f} %"
+        if f"{name}_low" in measured:
+            line += f"  (95 %: {measured[f'{name}_low']:.1f} to {measured[f'{name}_high']:.1f})"
+        sys.stdout.write(f"{line}\n")
+    over = f", mean of {measured['folds']} folds" if "folds" in measured else ""
+    sys.stdout.write(f"evaluated {measured['evaluated']} of {measured['expected']} videos{over}\n")

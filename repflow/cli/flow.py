@@ -12,13 +12,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("video", type=Path, metavar="VIDEO", help="any video file")
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a .gif or .mp4 to look at, an .npz with the numbers, or a .flo with those of the first two frames",
-    )
+    add("--out", type=Path, required=True, metavar="FILE",
+        help="a .gif or .mp4 to look at, an .npz with the numbers, or a .flo with those of the first two "
+        "frames")  # fmt: skip
     add("--start", type=int, default=0, metavar="N", help="first frame (default: 0)")
     add("--frames", type=int, metavar="N", help="at most so many frames (default: all)")
     add("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")

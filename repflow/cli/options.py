@@ -39,21 +39,24 @@ def numbers_of(arguments: argparse.Namespace, **least: int) -> dict[str, int | N
 
 
 def check_writable(out: Path | None) -> None:
+    """Raise OSError for a file that cannot be written; None is no file."""
     if out is not None and (out.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
         raise OSError(f"{out} cannot be written; name a file in a folder that exists and is writable")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
 
 
 def device_of(wanted: str | None) -> str:
+    """The device that was asked for, or by default the GPU where there is one. Raises UsageError for a missing GPU."""
     import torch
 
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
         raise UsageError("--device cuda: PyTorch finds no GPU here; take --device cpu")
-    return wanted or ("cuda" if there else "cpu")
+    return wanted or ("cuda" if available else "cpu")
 
 
 def show_table(rows: "list[Row]", facts: "Row", out: Path | None) -> None:

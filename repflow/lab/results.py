@@ -1,8 +1,9 @@
-"""The paper's table and ours: results that are added to a file, and both side by side."""
+"""The paper's table and ours: results that are added to a file, and the comparison of the two."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from repflow.files import Row, append_csv, markdown_table
@@ -63,8 +64,8 @@ def add_result(
 def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, str]] | None = None) -> list[Row]:
     """A row for each figure of the paper and each protocol of ours: paper, ours and delta in points of top-1.
 
-    Ours is the mean over folds of the mean over seeds; of a run that was repeated the last row counts. What we have and
-    the paper has not comes last.
+    Ours is the mean over folds of the mean over seeds; of a repeated run the last row counts. Results of ours that the
+    paper does not have come last.
     """
     paper = paper_table() if paper is None else paper
     table: list[Row] = []
@@ -72,13 +73,13 @@ def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, 
     for method, figures in paper.items():
         for data_set in DATA_SETS:
             if figures[data_set]:
-                found = _protocols(ours, by_method.get(method), data_set)
-                table += [_line(method, data_set, float(figures[data_set]), runs) for runs in found or [[]]]
+                protocols = _protocols(ours, by_method.get(method), data_set) or [[]]
+                table += [_line(method, data_set, float(figures[data_set]), runs) for runs in protocols]
     for name, system in SYSTEMS.items():
         for data_set in (*DATA_SETS, OURS):
             if data_set == OURS or not paper.get(system.paper or "", {}).get(data_set):
-                found = _protocols(ours, name, data_set)
-                table += [_line(system.paper or name, data_set, None, runs) for runs in found]
+                protocols = _protocols(ours, name, data_set)
+                table += [_line(system.paper or name, data_set, None, runs) for runs in protocols]
     return table
 
 
@@ -102,8 +103,7 @@ def _line(method: str, data_set: str, paper: float | None, runs: Sequence[Mappin
     if not runs:
         return line | {"ours": NOT_RUN, "delta": None, "interval": None, "runs": None}
     folds = sorted({run["fold"] for run in runs})
-    each = [[float(run["top1"]) for run in runs if run["fold"] == fold] for fold in folds]
-    top1 = sum(sum(seeds) / len(seeds) for seeds in each) / len(each)
+    top1 = mean(mean(float(run["top1"]) for run in runs if run["fold"] == fold) for fold in folds)
     interval = f"{float(runs[0]['ci_low']):.1f} to {float(runs[0]['ci_high']):.1f}" if len(runs) == 1 else None
     return line | {
         "ours": top1,
@@ -119,9 +119,9 @@ def _protocol(runs: Sequence[Mapping[str, str]], folds: Sequence[str]) -> str:
     counts = [sum(int(run[name]) for run in runs) for name in COUNTS]
     parts = [first["backbone"], f"{first['clips']} × {first['crops']} views"]
     if folds != [""]:
-        parts.append(f"fold{'s' * (len(folds) > 1)} {', '.join(folds)} of 3")
+        parts.append(f"{'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)} of 3")
     seeds = len({run["seed"] for run in runs})
-    parts.append(f"{seeds} seed{'s' * (seeds > 1)}")
+    parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return ", ".join(parts) + f"; evaluated {counts[0]} of {counts[1]}"
 
 

@@ -113,8 +113,8 @@ def best_batch(name: str, setting: Setting, repeats: int = 3) -> Row:
 
 def programs(rows: Iterable[Row]) -> list[str]:
     """The programs whose TV-L1 was timed; OpenCV's, which is nearest to what the paper timed, comes first."""
-    found = [row["by"] for row in rows if row["stage"] == "tvl1"]
-    return sorted(found, key=lambda program: program != "OpenCV")
+    timed = [row["by"] for row in rows if row["stage"] == "tvl1"]
+    return sorted(timed, key=lambda program: program != "OpenCV")
 
 
 def table(rows: Iterable[Row], program: str) -> list[Row]:
@@ -141,8 +141,7 @@ def table(rows: Iterable[Row], program: str) -> list[Row]:
 
 
 def ratios(rows: Sequence[Row], program: str) -> list[Row]:
-    """The paper's ratios beside ours, with TV-L1 by `program`: a row (ratio, paper, here) for each whose systems are
-    there.
+    """The paper's ratios beside ours, with TV-L1 by `program`: rows (ratio, paper, here), none if a system is missing.
 
     The first and second layer's own time is over the (2+1)D RGB network's, as the paper's differences are, at the same
     number of frames: a system with a flow layer has fewer frames above it, which hides part of its cost.

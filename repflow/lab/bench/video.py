@@ -29,7 +29,7 @@ def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, 
 
     videos: files by the name they are to have in the table. Each round reads the same `clips` clips of a video by every
     reader, in random order. A row has the seconds of a round (median, interquartile range, minimum), clips_per_s by
-    the median, and how many times as fast as plain PyAV that is; or a note that a reader is not there.
+    the median, and how many times as fast as plain PyAV that is; or a note that a reader is not installed.
     """
     context = fresh_processes(__name__)  # PyAV's to_ndarray keeps a pool of threads, and waits for it in a fork
     rows = []
