@@ -323,7 +323,7 @@ def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path)
      ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine")],
 )  # fmt: skip
 def test_settings_are_typed(text, value):
-    recipe, options = command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+    recipe, options = command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
     assert getattr(recipe, text.partition("=")[0]) == value
     assert not options
     assert recipe.optimizer == "adamw"
@@ -337,13 +337,13 @@ def test_settings_are_typed(text, value):
 )  # fmt: skip
 def test_wrong_settings_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
-        command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+        command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
 
 
 def test_model_options_are_told_from_the_recipe():
     words = ["--out", "x", "--data", "synthetic", "y", "--set", "conv_between=false", "learn=tau,theta", "weights=none",
              "flow_after=1", "dropout=0.5"]  # fmt: skip
-    recipe, options = command._settings(arguments(*words))
+    recipe, options = command.settings_of(arguments(*words))
     assert options == {"conv_between": False, "learn": ["tau", "theta"], "weights": None, "flow_after": 1}
     assert recipe == Recipe.preset("motion", dropout=0.5)
 
