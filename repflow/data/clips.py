@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from repflow.data.extract import flow_of_clip
 from repflow.data.flow import resize
+from repflow.data.lists import Checked
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, count_frames, read_clip
 
@@ -25,7 +26,10 @@ Inputs = Tensor | tuple[Tensor, Tensor]  # a clip, or a clip and its flow
 
 
 class Samples(Protocol):
-    """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion."""
+    """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion.
+
+    `checked`, where a source has it, saves counting frames: what `data check` found of each path.
+    """
 
     root: os.PathLike[str]
     samples: list[tuple[os.PathLike[str], int]]
@@ -96,9 +100,12 @@ class Clips(Dataset[tuple[Inputs, int]]):
         self.frames, self.stride, self.train = frames, stride, train
         self.resize, self.crop, self.area, self.flip = resize, crop, area, flip
         self.inverted, self.seed = inverted, seed
-        self._lengths: dict[int, int] = {}  # counting may cost a decoding: once a video and worker
-        # Shared with workers, also with ones that live on: the epoch, which videos are bad, and what each reads now.
+        checked = getattr(source, "checked", {})
+        self._checked: list[Checked | None] = [checked.get(path) for path, _ in self.samples]
+        # Shared with workers, also with ones that live on: the epoch, numbers of frames (-1 where not yet known, since
+        # counting may cost a decoding), which videos are bad, and what each worker reads now.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._lengths = torch.full((len(self.samples),), -1, dtype=torch.int64).share_memory_()
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
         self._reading = torch.full((WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # process, index
 
@@ -182,9 +189,12 @@ class Clips(Dataset[tuple[Inputs, int]]):
 
     def _length(self, index: int) -> int:
         """Frames that a clip may take. The last one of a video has no flow."""
-        if index not in self._lengths:
-            self._lengths[index] = count_frames(self.samples[index][0])
-        return self._lengths[index] - (self.flow is not None)
+        length = int(self._lengths[index])
+        if length < 0:
+            path, checked = self.samples[index][0], self._checked[index]
+            length = checked.frames if checked and checked.holds(path) else count_frames(path)
+            self._lengths[index] = length
+        return length - (self.flow is not None)
 
     def _room(self, index: int) -> int:
         """By how many frames a clip may begin later than the video; negative where the video is too short."""

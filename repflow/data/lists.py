@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from repflow.arguments import warn
@@ -19,10 +20,27 @@ ENDINGS = (
     *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".dv", ".gif"),
 )
 QUARANTINE = "quarantine.txt"
+CHECKED = "check.csv"
 _log = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 Video = tuple[str, os.DirEntry[str] | None, int]  # its name, its file if there is one, its label
+
+
+class Checked(NamedTuple):
+    """What `data check` found of a video: its frames, when the file had this size in bytes and time of change."""
+
+    frames: int
+    bytes: int
+    mtime_ns: int
+
+    def holds(self, path: PathLike) -> bool:
+        """Whether the file is still the one that was checked."""
+        try:
+            stat = os.stat(path)
+        except OSError:  # reading it will tell why
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
 
 class Listed:
@@ -30,8 +48,9 @@ class Listed:
 
     root: the folder; classes: class names, a label being an index into them; samples: (path, label); expected: how many
     videos the lists name; missing: those of them that are not in the folder, or are links to nothing; quarantined:
-    those that the quarantine names, by their path under the root. Each expected video is in just one of samples,
-    missing and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
+    those that the quarantine names, by their path under the root; checked: what the check.csv beside the quarantine
+    tells of the samples. Each expected video is in just one of samples, missing and quarantined. A video may be a link
+    to anywhere: a list cannot leave the root, but its owner may.
     """
 
     root: Path
@@ -40,6 +59,7 @@ class Listed:
     expected: int
     missing: list[str]
     quarantined: list[str]
+    checked: dict[Path, Checked]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -58,6 +78,7 @@ class Listed:
             else:
                 self.samples.append((path, label))
         self.expected = len(self.samples) + len(self.missing) + len(self.quarantined)
+        self.checked = read_checked(root, quarantine, [path for path, _ in self.samples])
         if dangling:
             warn(
                 f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; "
@@ -204,6 +225,31 @@ def quarantine_test(root: Path, quarantine: PathLike | None) -> Callable[[Path],
     folder = cache(os.path.realpath)  # of folders alone: a video that is a link goes by its own name
     unusable = {(folder(path.parent), path.name) for path in read_quarantine(root, quarantine)}
     return lambda path: bool(unusable) and (folder(path.parent), path.name) in unusable
+
+
+def read_checked(root: Path, quarantine: PathLike | None, videos: Iterable[Path]) -> dict[Path, Checked]:
+    """What the check.csv beside the quarantine tells of these videos, where there is one and they were decoded.
+
+    Paths are understood as in the quarantine. Whether a file has changed since is for `Checked.holds` to tell, once
+    the video is used. A check.csv that cannot be understood is left alone, which the log tells.
+    """
+    place = root if quarantine is None else Path(quarantine)
+    file = (place if place.is_dir() else place.parent) / CHECKED
+    if not file.is_file():
+        return {}
+    folder = cache(os.path.realpath)
+    records = {}
+    try:
+        columns = ("path", "status", "frames", "bytes", "mtime_ns")
+        for _, (name, status, *numbers) in read_csv(file, columns):
+            if status in ("ok", "too short"):
+                path = root / unquoted(name)
+                records[folder(path.parent), path.name] = Checked(*map(int, numbers))
+    except (OSError, ValueError) as error:
+        _log.warning("the lengths of videos are counted anew: %s", error)
+        return {}
+    keys = ((path, (folder(path.parent), path.name)) for path in videos)
+    return {path: records[key] for path, key in keys if key in records}
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

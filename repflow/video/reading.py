@@ -50,6 +50,7 @@ _TIMED = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _EXACT = {"h264": _TIMED, "vp9": _TIMED, "mpeg4": (*_TIMED, "avi")}
 _STARTS = {"h264": "filter_units=pass_types=5"}  # H.264's flags mark mere recovery points, too
 _SEEK_FROM = 8  # frames; decoding fewer is faster than looking through the packets
+_unprovable: set[int] = set()  # what `_mark` gives for files whose packets prove no frame's number
 
 
 class VideoError(OSError):
@@ -86,14 +87,16 @@ def count_frames(path: Source) -> int:
             scan = None  # decoding finds out how far the file is sound
     if scan and scan.packets >= promised and not _cut_short(path):
         return scan.packets
-    return probe(path).frames
+    if scan is None:
+        _unprovable.add(_mark(path))
+    with open_video(path) as stream:
+        return sum(1 for _ in _decode(stream, path))
 
 
 def frame_rate(path: Source) -> float:
     """Frames per second as the file's header has it, nan where it has none; decodes nothing. Raises VideoError."""
     with open_video(path) as stream:
-        average = stream.average_rate
-        return float(average if average and average < 1000 else stream.guessed_rate or math.nan)  # of .dv it is 60000
+        return _rate(stream)
 
 
 def read_clip(path: Source, start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
@@ -152,33 +155,40 @@ def _complaint(error: av.FFmpegError, stream: av.VideoStream | None) -> str:
     )
 
 
-def _decode(source: Source) -> Iterator[av.VideoFrame]:
-    """Every frame from the first clean one on, in display order; VideoError at the first damaged one, or at the end
-    if some are lost."""
+def _rate(stream: av.VideoStream) -> float:
+    average = stream.average_rate
+    return float(average if average and average < 1000 else stream.guessed_rate or math.nan)  # of .dv it is 60000
+
+
+def _decode(stream: av.VideoStream, source: Source) -> Iterator[av.VideoFrame]:
+    """Every frame of a stream just opened, from the first clean one on, in display order.
+
+    An error at the first damaged frame, or at the end if some are lost.
+    """
     length, size, begun, early, before = 0, None, False, [], 0
-    with open_video(source) as stream:
-        lost = len(stream.index_entries)  # before reading adds to it
-        decode = _unseen(stream)
-        for packet in stream.container.demux(stream):
-            lost -= packet.size > 0
-            if packet.is_keyframe and not begun:
-                begun, decode, before = True, _decoder(packet, stream), len(early)
-            if not length and packet.size and not packet.is_discard:
-                early.append(packet.pts)
-            for frame in decode(packet):
-                if not length:
-                    size = frame.width, frame.height
-                    hidden = sum(_is_before(pts, frame.pts, stream) for pts in early[before:])
-                    _tell(name_of(source), before + hidden)
-                if (frame.width, frame.height) != size:
-                    raise VideoError(
-                        f"{name_of(source)}: expected frames of one size, found {size[0]}x{size[1]} px in frame 0 and "
-                        f"{frame.width}x{frame.height} px in frame {length}; cut the recording where its size changes"
-                    )
-                yield frame
-                length += 1
-        if lost > 0 or _cut_short(source) or not length:
-            raise av.error.InvalidDataError(0, "no key frame, or fewer frames than the file's own index or size tells")
+    lost = len(stream.index_entries)  # before reading adds to it
+    decode = _unseen(stream)
+    for packet in stream.container.demux(stream):
+        if packet.size:
+            lost -= 1
+        if packet.is_keyframe and not begun:
+            begun, decode, before = True, _decoder(packet, stream), len(early)
+        if not length and packet.size and not packet.is_discard:
+            early.append(packet.pts)
+        for frame in decode(packet):
+            if not length:
+                size = frame.width, frame.height
+                hidden = sum(_is_before(pts, frame.pts, stream) for pts in early[before:])
+                _tell(name_of(source), before + hidden)
+            if (frame.width, frame.height) != size:
+                raise VideoError(
+                    f"{name_of(source)}: expected frames of one size, found {size[0]}x{size[1]} px in frame 0 and "
+                    f"{frame.width}x{frame.height} px in frame {length}; cut the recording where its size changes"
+                )
+            yield frame
+            length += 1
+    if lost > 0 or _cut_short(source) or not length:
+        raise av.error.InvalidDataError(0, "no key frame, or fewer frames than the file's own index or size tells")
 
 
 def _is_before(pts: int | None, first: int | None, stream: av.VideoStream) -> bool:
@@ -329,6 +339,8 @@ def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame]
         promised, size = len(stream.index_entries), (stream.width, stream.height)
         try:
             scan = _scan(stream, start)
+            if scan is None:
+                _unprovable.add(_mark(source))
             if not scan or not scan.number:
                 return 0
             stream.container.seek(scan.time, stream=stream)
@@ -349,11 +361,22 @@ def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame]
         return None if not waiting and number >= max(promised, scan.number + 1) and not _cut_short(source) else number
 
 
+def _mark(source: Source) -> int:
+    """A number for the file as it is now, another one once it changes; always the same for bytes in memory."""
+    if isinstance(source, _IN_MEMORY) or not os.path.isfile(source):
+        return 0
+    stat = os.stat(source)
+    return hash((os.path.abspath(source), stat.st_size, stat.st_mtime_ns))
+
+
 def _numbered(source: Source, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) in display order, the first of them at or before `start`."""
-    begin = (yield from _from_key(source, start)) if start >= _SEEK_FROM else 0
-    if begin is not None:
-        for number, frame in enumerate(_decode(source)):
+    may_seek = start >= _SEEK_FROM and (isinstance(source, _IN_MEMORY) or _mark(source) not in _unprovable)
+    begin = (yield from _from_key(source, start)) if may_seek else 0
+    if begin is None:
+        return
+    with open_video(source) as stream:
+        for number, frame in enumerate(_decode(stream, source)):
             if number >= begin:
                 yield number, frame
 
@@ -388,15 +411,16 @@ def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
 
     None for times that tell nothing: AVI counts packets, which are frames only in MPEG-4 without B-frames.
     """
+    times = []
     with open_video(source) as stream:
         in_avi, mpeg4 = stream.container.format.name == "avi", stream.codec_context.name == "mpeg4"
-    times = []
-    for frame in _decode(source):
-        told = frame.pts is not None and not (in_avi and (not mpeg4 or frame.pict_type == PictureType.B.value))
-        times.append(frame.pts * frame.time_base if told else None)
+        for frame in _decode(stream, source):
+            told = frame.pts is not None and not (in_avi and (not mpeg4 or frame.pict_type == PictureType.B.value))
+            times.append(frame.pts * frame.time_base if told else None)
+        rate = _rate(stream)
     swapped, *mirrored = _orientation(frame)
     size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
-    return VideoInfo(*size, frame_rate(source), len(times)), times, swapped or any(mirrored)
+    return VideoInfo(*size, rate, len(times)), times, swapped or any(mirrored)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
