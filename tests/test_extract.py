@@ -20,11 +20,12 @@ from conftest import PATIENCE, wait_for
 from repflow import figures, tvl1
 from repflow.data import SyntheticMotion, extract
 from repflow.data.extract import extract_flow, flow_file, flow_of_clip, from_bytes, read_flow, to_bytes
-from repflow.data.flow import _AT_ONCE, exact_rate, iter_flow, read_flo, video_flow, write_flo, write_flow_flo
+from repflow.data.flow import _AT_ONCE, iter_flow, read_flo, video_flow, write_flo, write_flow_flo
 from repflow.data.lists import find_videos
-from repflow.figures import write_flow_mp4, write_mp4
+from repflow.figures import write_flow_mp4
 from repflow.tvl1 import grey
-from repflow.video import VideoError, probe, read_clip
+from repflow.video import VideoError, frame_rate, probe, read_clip
+from repflow.video.write import exact_rate, write_mp4, write_video
 
 STEP = 20 / 127  # px between two bytes
 
@@ -248,6 +249,19 @@ def test_two_processes_write_the_same_bytes_and_nothing_half_done_when_stopped(m
 
 def test_a_rate_is_what_it_stands_for():
     assert [exact_rate(30000 / 1001), exact_rate(25.0), exact_rate(12.5)] == [Fraction(30000, 1001), 25, 12.5]
+    assert exact_rate(np.float32(29.97003)) == exact_rate(Fraction(30000, 1001)) == Fraction(30000, 1001)
+
+
+def test_a_rate_may_be_numpy_s(tmp_path):
+    for fps in (np.float32(25), np.int64(25), Fraction(25)):
+        write_mp4(tmp_path / "a.mp4", np.zeros((2, 8, 8, 3), np.uint8), fps)
+        assert frame_rate(tmp_path / "a.mp4") == 25
+
+
+def test_a_video_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.avi.*expected pictures to write, got none"):
+        write_video(tmp_path / "a.avi", [], "mpeg4", 25)
+    assert os.listdir(tmp_path) == []
 
 
 def test_flo_files_are_middlebury_s(tmp_path):

@@ -7,12 +7,11 @@ The flow from frame t to frame t + 1 is one grey picture, u above v (2H x W), cl
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -24,11 +23,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from repflow.data.flow import exact_rate, flow_rate, iter_flow
+from repflow.data.flow import flow_rate, iter_flow
 from repflow.data.lists import PathLike, find_videos, quarantine_test
-from repflow.files import beside
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, open_video
+from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _log = logging.getLogger(__name__)
 _RULE = f"flow, u above v: (value - 128) * {LARGEST:g} / 127 px/frame"
@@ -210,9 +209,10 @@ def _extract(video: Path, file: Path, width: int | None, device: str) -> str | N
     """Write a video's flow, whole or not at all; returns what went wrong."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside(file) as folder:
-            _encode(folder / file.name, _pictures(video, width, device), exact_rate(flow_rate(video, 1)), _rule(width))
-            (folder / file.name).replace(file)
+        write_video(
+            file, _pictures(video, width, device), "ffv1", flow_rate(video, 1),
+            pixels="gray", title=_rule(width), container=BITEXACT, level="3", g="1", **BITEXACT_CODEC,
+        )  # fmt: skip
     except Exception as error:  # whatever it is, it must not cost the other videos a night's work
         return str(error) if isinstance(error, VideoError) else f"{str(video)!r}: {type(error).__name__}: {error}"
     return None
@@ -227,20 +227,6 @@ def _pictures(video: Path, width: int | None, device: str) -> Iterator[np.ndarra
         yield to_bytes(flow).reshape(-1, flow.shape[-1])
     if flow is None:
         raise VideoError(f"{str(video)!r}: flow needs two frames, the video has one; leave it out")
-
-
-def _encode(file: Path, pictures: Iterable[np.ndarray], rate: Fraction, title: str) -> None:
-    """FFV1 in Matroska, the same bytes for the same pictures."""
-    pictures = iter(pictures)
-    first = next(pictures)
-    with av.open(str(file), "w", options={"fflags": "+bitexact"}) as container:
-        container.metadata["title"] = title
-        stream = container.add_stream("ffv1", rate=rate, options={"level": "3", "flags": "+bitexact"})
-        stream.height, stream.width = first.shape
-        stream.pix_fmt, stream.gop_size, stream.thread_count = "gray", 1, 1
-        for picture in chain([first], pictures):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
-        container.mux(stream.encode())
 
 
 def _is_done(video: Path, file: Path, width: int | None) -> bool:

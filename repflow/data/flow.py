@@ -3,7 +3,6 @@
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -124,11 +123,6 @@ def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
     """Taken frames per second, 25 a second where the video does not say."""
     rate = frame_rate(video)
     return (25.0 if np.isnan(rate) else rate) / stride
-
-
-def exact_rate(fps: float) -> Fraction:
-    """The fraction that a rate stands for: 29.97003 is 30000/1001, and one frame an hour 1/3600."""
-    return 1 / exact_rate(1 / fps) if fps < 1 else Fraction(fps).limit_denominator(1001)
 
 
 def resize(frames: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,17 +1,19 @@
 """lintel's call convention, on PyAV or on another decoder."""
 
-import io
 import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
 import torch
 
 from repflow.video.reading import VideoError, VideoInfo, count_frames, frame_rate, name_of, pick, survey, too_short
+from repflow.video.write import write_video
 
 
 def loadvid(
@@ -167,11 +169,6 @@ def _vet(encoded: bytes, numbers: list[int]) -> tuple[VideoInfo, list[Fraction]]
 
 
 def _test_clip() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for _ in range(2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
-        container.mux(stream.encode())
-    return file.getvalue()
+    with TemporaryDirectory() as folder:
+        write_video(Path(folder, "black.mp4"), np.zeros((2, 32, 32, 3), np.uint8), "mpeg4", 25)
+        return Path(folder, "black.mp4").read_bytes()
