@@ -1,9 +1,11 @@
 """Processes that inherit nothing of this one's threads."""
 
 import multiprocessing
+import os
 import signal
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from threading import Thread
 
 
 def fresh_processes(*modules: str) -> BaseContext:
@@ -21,3 +23,14 @@ def fresh_processes(*modules: str) -> BaseContext:
     finally:
         signal.signal(signal.SIGINT, before)
     return context
+
+
+def end_with_parent() -> None:
+    """Call in a process that another one started: it ends when that one does, however that came about."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # nobody is left to wait for
+
+    Thread(target=wait, daemon=True).start()

@@ -9,22 +9,22 @@ import logging
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NamedTuple
 
+from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import TAGS, find_files, find_splits, read_split
 from repflow.data.lists import QUARANTINE, find_videos, is_file, quoted, unquoted
 from repflow.files import beside, text_table
-from repflow.processes import fresh_processes
+from repflow.processes import end_with_parent, fresh_processes
 from repflow.video import VideoInfo, frame_rate, iter_frames
 
 log = logging.getLogger(__name__)
@@ -244,78 +244,32 @@ def _save(out: Path, rows: Mapping[str, Row]) -> None:
             (folder / name).replace(out / name)
 
 
-# Processes
-
-
-class _Worker:
-    """A process that inspects one video after another until it dies of one."""
-
-    def __init__(self, context: BaseContext, inspect: Inspect, seconds: float) -> None:
-        self.seconds = seconds
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, inspect, seconds), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def outcome(self) -> Outcome:
-        """What became of the video that was sent; waits for it."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-        code = self.process.exitcode or 0
-        if code == -signal.SIGALRM:
-            return Status.TIMED_OUT, _NOTHING, f"took longer than {self.seconds:g} s; leave it out or allow more"
-        cause = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-        hint = ", as for want of memory" if code == -signal.SIGKILL else ""
-        return Status.CRASHED, _NOTHING, f"its process ended with {cause}{hint}; leave it out"
-
-
 def _outcomes(
     root: Path, paths: Collection[str], workers: int, seconds: float, inspect: Inspect
 ) -> Iterator[tuple[str, Outcome]]:
     """What becomes of each video, as soon as it is known. No process is left when this is closed."""
+    if not paths:
+        return
     context = fresh_processes("__main__", __name__)
-    waiting = deque(paths)
-    idle: list[_Worker] = []
-    busy: dict[Connection, tuple[_Worker, str]] = {}
+    pool = ProcessPool(min(workers, len(paths)), initializer=_start_worker, context=context)
     try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker(context, inspect, seconds)
-                path = waiting.popleft()
-                busy[worker.pipe] = worker, path
-                with suppress(BrokenPipeError):  # it has died; outcome() tells
-                    worker.pipe.send(os.path.join(root, path))
-            for pipe in wait(busy):
-                worker, path = busy[pipe]
-                outcome = worker.outcome()
-                del busy[pipe]
-                if worker.process.exitcode is None:
-                    idle.append(worker)
-                yield path, outcome
+        videos = {
+            pool.schedule(_inspected, (os.path.join(root, path), inspect), timeout=seconds): path for path in paths
+        }
+        for future in as_completed(videos):
+            yield videos.pop(future), _outcome(future, seconds)
     finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.process.kill()
-            worker.process.join()
+        pool.stop()
+        pool.join()
 
 
-def _work(pipe: Connection, inspect: Inspect, seconds: float) -> None:
-    """Answer each path that comes through the pipe with its outcome, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, whatever the decoder is at, and though our parent be gone
+def _start_worker() -> None:
+    end_with_parent()
     with suppress(OSError):  # where memory runs out, Linux is to end this process rather than its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            path = pipe.recv()
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            outcome = _try(path, inspect)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(outcome)
 
 
-def _try(path: str, inspect: Inspect) -> Outcome:
+def _inspected(path: str, inspect: Inspect) -> Outcome:
     try:
         return Status.OK, inspect(path), ""
     except OSError as error:  # VideoError is one
@@ -325,3 +279,15 @@ def _try(path: str, inspect: Inspect) -> Outcome:
         return status, _NOTHING, " ".join(str(error).removeprefix(f"{path!r}: ").split())
     except Exception as error:
         return Status.CRASHED, _NOTHING, " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _outcome(future: Future[Outcome], seconds: float) -> Outcome:
+    try:
+        return future.result()
+    except TimeoutError:
+        return Status.TIMED_OUT, _NOTHING, f"took longer than {seconds:g} s; leave it out or allow more"
+    except ProcessExpired as error:
+        code = error.exitcode
+    cause = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    hint = ", as for want of memory" if code == -signal.SIGKILL else ""
+    return Status.CRASHED, _NOTHING, f"its process ended with {cause}{hint}; leave it out"
