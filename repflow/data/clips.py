@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from repflow.data.extract import flow_of_clip
-from repflow.data.flow import resize
+from repflow.data.flow import flow_of_clip, resize
 from repflow.data.lists import Checked
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, count_frames, read_clip

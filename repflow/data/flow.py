@@ -1,4 +1,9 @@
-"""TV-L1 flow of whole videos, in constant memory, and flow in files."""
+"""TV-L1 flow of whole videos, in constant memory, and flow in files.
+
+A file of extracted flow belongs to one video. Its flow from frame t to frame t + 1 is one grey picture, u above v
+(2H x W), clipped to 20 pixels a frame: bytes 1 to 255, 128 for no motion. It is coded as FFV1, each picture on its own,
+in Matroska, about 100 KB for a second of 320 x 240.
+"""
 
 import os
 import struct
@@ -6,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +19,9 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from repflow.files import beside
-from repflow.tvl1 import grey, tvl1
-from repflow.video import VideoError, frame_rate, iter_frames, probe
+from repflow.tvl1 import LARGEST, grey, tvl1
+from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
+from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _MAGIC = 202021.25  # what a .flo file begins with
 _AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
@@ -119,6 +126,97 @@ def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
         (folder / "whole").replace(out)
 
 
+def flow_file(video: str | os.PathLike[str], root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Where the flow of a video under `root` lies: under `folder`, at the same place, with .mkv behind its whole name.
+
+    Raises ValueError for a video that does not lie under `root`.
+    """
+    place = Path(os.path.abspath(video)).relative_to(os.path.abspath(root))
+    return Path(folder, f"{place}.mkv")
+
+
+def flow_title(width: int | None = None) -> str:
+    """The title of a file of extracted flow, which says how to read it; frames were reduced to `width` first."""
+    title = f"flow, u above v: (value - 128) * {LARGEST:g} / 127 px/frame"
+    return title if width is None else f"{title}; frames at most {width} px wide"
+
+
+def has_title(path: str | os.PathLike[str], title: str) -> bool:
+    """Whether a video has just this title. Raises VideoError where it cannot be read."""
+    with open_video(path) as stream:
+        return _title(stream) == title
+
+
+def write_flow(path: str | os.PathLike[str], flow: Iterable[np.ndarray], fps: float, width: int | None = None) -> None:
+    """Write the flow from each frame to the next, (2, H, W) in pixels, as a file that `read_flow` reads.
+
+    The same flow gives the same bytes: FFV1, each picture on its own. `width` goes into the file's title.
+    """
+    pictures = (to_bytes(motion).reshape(-1, motion.shape[-1]) for motion in flow)
+    coding = {"level": "3", "g": "1", **BITEXACT_CODEC}
+    write_video(path, pictures, "ffv1", fps, pixels="gray", title=flow_title(width), container=BITEXACT, **coding)
+
+
+def read_flow(path: str | os.PathLike[str], start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
+    """Flow start, start + stride, ... of a file that `extract_flow` wrote: float32 (T, 2, H, W), in pixels a frame.
+
+    T is `frames`, or with None as many as there are. Each is the flow from a frame to the very next one, whatever the
+    stride. Raises ValueError for start < 0, frames < 1 or stride < 1, and VideoError where the file is missing,
+    damaged, of another kind or too short.
+    """
+    if start < 0 or stride < 1 or (frames is not None and frames < 1):
+        raise ValueError(f"expected start >= 0, frames >= 1, stride >= 1, got {start=}, {frames=}, {stride=}")
+    path = os.fspath(path)
+    stop = None if frames is None else start + (frames - 1) * stride + 1
+    with open_video(path) as stream:
+        if not _title(stream).startswith(flow_title()):
+            raise VideoError(f"{path!r}: expected a file that `extract_flow` wrote, found another video; extract again")
+        # Every packet is a picture of its own, so those before it need not be decoded; time stamps are not trusted.
+        packets = islice((packet for packet in stream.container.demux(stream) if packet.size), start, stop, stride)
+        pictures = [frame.to_ndarray(format="gray") for packet in packets for frame in packet.decode()]
+    if len(pictures) < (frames or 1):
+        raise VideoError(
+            f"{path!r}: {start=}, {frames=}, {stride=} need at least {stop or start + 1} pictures of flow, there are "
+            "fewer; ask for fewer, for a smaller start or stride, or extract again"
+        )
+    bytes_ = np.stack(pictures)
+    return from_bytes(bytes_.reshape(len(bytes_), 2, -1, bytes_.shape[-1]))
+
+
+def flow_of_clip(
+    video: str | os.PathLike[str],
+    start: int,
+    frames: int,
+    stride: int,
+    folder: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Flow at the frames t = start, start + stride, ... of a video, from t to t + 1: float32 (frames, 2, H, W), pixels.
+
+    Not the motion from one taken frame to the next, which a sum of this flow would not give either: two-stream
+    networks are trained on flow between neighbours. The video needs a frame after the last one that is taken.
+
+    Read from `folder`, where `extract_flow` wrote the flow of the videos under `root`; computed by TV-L1 on the CPU
+    where `folder` is None. Extracted flow is rounded to 20/127 px, clipped to 20 px, and of the size it was extracted
+    at. Raises VideoError and ValueError as `read_flow` and `repflow.video.read_clip` do.
+    """
+    if (folder is None) != (root is None):
+        raise ValueError(f"expected folder and root, or none of them, got {folder=}, {root=}")
+    if folder is None:
+        return np.stack(list(iter_flow(video, start, frames, stride)))
+    return read_flow(flow_file(video, root, folder), start, frames, stride)
+
+
+def to_bytes(flow: np.ndarray) -> np.ndarray:
+    """Flow in pixels, any shape, as uint8: round(flow * 127 / 20) + 128 after clipping to -20..20, so 1 to 255."""
+    return (np.rint(np.clip(flow, -LARGEST, LARGEST) * (127 / LARGEST)) + 128).astype(np.uint8)
+
+
+def from_bytes(values: np.ndarray) -> np.ndarray:
+    """Float32 flow in pixels from `to_bytes`'s values; within 10/127 px of what it was, where it was not clipped."""
+    return (values.astype(np.float32) - 128) * np.float32(LARGEST / 127)
+
+
 def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
     """Taken frames per second, 25 a second where the video does not say."""
     rate = frame_rate(video)
@@ -162,3 +260,7 @@ def _between(pairs: Iterable[tuple[Tensor, Tensor]], device: str) -> Iterator[np
         first, second = (torch.stack(frames).to(device) for frames in zip(*taken, strict=True))
         yield from tvl1(first, second).cpu().numpy()
         count = 1 + _AT_ONCE[device] // first[0].numel()
+
+
+def _title(stream: av.VideoStream) -> str:
+    return stream.container.metadata.get("title", "")
