@@ -97,9 +97,9 @@ def test_repeated_lines_count_once_and_contradictions_do_not_pass(root):
         HMDB51(root)
 
 
-def test_utf_16_is_named(root):
+def test_utf_16_is_an_error(root):
     (root / SPLITS / "wave_test_split1.txt").write_text("a.avi 1\n", encoding="utf-16")
-    with pytest.raises(ValueError, match=r"line 1: expected UTF-8 text, got UTF-16; save"):
+    with pytest.raises(ValueError, match=r"line 1: expected 'name.avi tag'"):
         HMDB51(root)
 
 

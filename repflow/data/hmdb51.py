@@ -32,9 +32,8 @@ class HMDB51(Listed):
     "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do. Where name.avi is
     not there, a video of the same stem is taken, by the order of `lists.ENDINGS`. Folders and videos may be links.
 
-    With `split_file`, that one list decides, and fold and subset say nothing: lines "video class", as lists of the 2019
-    release's kind have them (what those look like is a guess, so much is taken: names with or without an ending or
-    rgb_ in front, videos in `root`/<class> or all together in `root`).
+    With `split_file`, that one list decides, and fold and subset say nothing. Its lines are "video class"; names may
+    have an ending or none and rgb_ in front, and the videos lie in `root`/<class> or all together in `root`.
 
     classes: sorted class names, or those in the argument `classes`: names in their order (a set is sorted) or a text
     file with one a line; samples: by class, then in the order of the split file; expected, missing and quarantined as

@@ -1,4 +1,4 @@
-"""Kinetics-400 as people have it: official CSV lists, class folders, or the list of the 2019 release.
+"""Kinetics-400 as people have it: official CSV lists, or class folders.
 
 Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950.
 """
@@ -16,7 +16,6 @@ from repflow.data.lists import (
     is_folder,
     official_classes,
     read_csv,
-    read_json,
     scan,
     tell_of_copies,
     tell_of_others,
@@ -24,23 +23,21 @@ from repflow.data.lists import (
 )
 
 _SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
-_NAME = re.compile(
-    r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII
-)  # an id's length tells "rgb_" from an id so begun
+# Ids have 11 characters, so an id that starts with rgb_ is not confused with the prefix.
+_NAME = re.compile(r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII)
+_COLUMNS = "label", "youtube_id", "time_start", "time_end", "split"
 
 Clip = tuple[str, int, int]  # YouTube id, start and end in s
-Row = tuple[str, str, str, str]  # where it stands, the clip's name, label, split
 
 
 class Kinetics(Listed):
     """One subset of Kinetics-400: "train", "val" or "test".
 
-    With `csv`, the list decides. It is an official CSV file, with the columns label, youtube_id, time_start, time_end
-    and split; or, where its name ends in .json, an object {"rgb_<id>_<start>_<end>": {"subset": ..., "label": ...}}
-    with the keys of the 2019 release, whose values are a guess. The videos may lie in `root`/<subset>/<label>,
-    `root`/<subset>, `root`/<label> or `root`, the first of these winning, and be named <id>_<start>_<end>, padded with
-    zeros or not, with or without rgb_ in front, with any of `lists.ENDINGS`. Many are missing from most copies: they
-    are only listed in `missing`, as in the official names, <id>_000010_000020.
+    With `csv`, the list decides: an official CSV file, with the columns label, youtube_id, time_start, time_end and
+    split. The videos may lie in `root`/<subset>/<label>, `root`/<subset>, `root`/<label> or `root`, the first of these
+    winning, and be named <id>_<start>_<end>, padded with zeros or not, with or without rgb_ in front, with any of
+    `lists.ENDINGS`. Many are missing from most copies: they are only listed in `missing`, by their official names,
+    <id>_000010_000020.
 
     Without `csv`, every video in `root`/<subset>/<label> counts (`root` may be the subset's folder itself). Labels may
     have underscores for spaces, in lists and folders.
@@ -122,8 +119,9 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
     """Label by clip, in the list's order. A clip may be listed twice, not with two labels."""
     wanted: dict[Clip, int | None] = {}
     known = {name: key for key, names in _SUBSETS.items() for name in names}
-    for where, name, label, split in (_json_rows if path.suffix == ".json" else _csv_rows)(path):
-        clip, label = _clip(name), _spaced(label)
+    for where, (label, *place, split) in read_csv(path, _COLUMNS):
+        name, label = "_".join(place), _spaced(label)
+        clip = _clip(name)
         if clip is None:
             raise ValueError(f"{where}: expected an id of 11 letters, digits, - and _, and whole seconds, got {name!r}")
         if label not in labels:
@@ -138,17 +136,3 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
             "listed in others; give another list, subset or classes"
         )
     return chosen
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    for where, (label, *name, split) in read_csv(path, ("label", "youtube_id", "time_start", "time_end", "split")):
-        yield where, "_".join(name), label, split
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for key, value in read_json(path).items():
-        match value:
-            case {"subset": str(split), "label": str(label)}:
-                yield f"{str(path)!r}, {key!r}", key.removesuffix(".mp4"), label, split
-            case _:
-                raise ValueError(f'{str(path)!r}, {key!r}: expected {{"subset": ..., "label": ...}}, got {value!r}')

@@ -1,7 +1,6 @@
 """What the readers of listed videos share: text files, class names, the quarantine, and what became of each video."""
 
 import csv
-import json
 import logging
 import os
 from collections import Counter
@@ -10,7 +9,7 @@ from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from repflow.arguments import warn
 
@@ -113,12 +112,9 @@ def choose_classes(
 
 
 def read_text(path: Path) -> str:
-    """A list's text, its line ends made "\\n". Raises ValueError for UTF-16, which some editors save."""
-    content = path.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{str(path)!r}, line 1: expected UTF-8 text, got UTF-16; save the file as UTF-8")
+    """A list's text, its line ends made "\\n"."""
     # surrogateescape: a name in any encoding still meets its file; utf-8-sig: editors leave a byte-order mark
-    text = content.decode("utf-8-sig", errors="surrogateescape")
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -143,24 +139,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
     except csv.Error as error:
         line = rows.reader.line_num
         raise ValueError(f"{str(path)!r}, line {line}: expected CSV text, {error}; mend the line") from None
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object. Raises ValueError for anything else, and for a key that occurs twice."""
-    try:
-        content = json.loads(read_text(path), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r}: expected JSON text: {error}; mend the file") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r}: expected a JSON object, got {type(content).__name__}; give another file")
-    return content
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{key!r} occurs {count} times")
-    return dict(pairs)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -355,10 +333,8 @@ def _tell(error: OSError) -> None:
 
 
 def quoted(path: str) -> str:
-    """A path on one printable line: %XX for bytes not printable, "%", backslashes, and a first "#" or space."""
-    plain = [c.isprintable() and c not in "%\\" and (i > 0 or c not in "# ") for i, c in enumerate(path)]
-    pairs = zip(path, plain, strict=True)
-    return "".join(c if keep else "".join(f"%{byte:02X}" for byte in os.fsencode(c)) for c, keep in pairs)
+    """A path as one line of plain ASCII: %XX for every other byte, and for blanks, "%", "#" and backslashes."""
+    return quote(os.fsencode(path), safe="/!$&'()*+,:;<=>?@[]^`{|}~")
 
 
 def unquoted(text: str) -> str:
