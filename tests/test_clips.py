@@ -281,7 +281,7 @@ def test_lengths_of_changed_videos_are_counted(b_frames, openings, caplog):
     (b_frames / "check.csv").write_text("mine\n")
     data = Clips(HMDB51(b_frames), 16, 2, train=False)
     assert "counted anew" in caplog.text
-    assert openings_of(data, openings) == 3
+    assert openings_of(data, openings) == 3  # two to count; that its packets prove no number is known from above
     assert openings_of(data, openings) == 1
 
 

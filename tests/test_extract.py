@@ -20,7 +20,7 @@ from conftest import PATIENCE, wait_for
 from repflow import figures, tvl1
 from repflow.data import SyntheticMotion, extract
 from repflow.data.extract import extract_flow, flow_file, flow_of_clip, from_bytes, read_flow, to_bytes
-from repflow.data.flow import _AT_ONCE, iter_flow, read_flo, video_flow, write_flo, write_flow_flo
+from repflow.data.flow import AT_ONCE, iter_flow, read_flo, video_flow, write_flo, write_flow_flo
 from repflow.data.lists import find_videos
 from repflow.figures import write_flow_mp4
 from repflow.tvl1 import grey
@@ -130,7 +130,7 @@ def test_flow_on_the_fly_is_the_extracted_flow(made, start, frames, stride):
 def test_batches_change_nothing(made, monkeypatch):
     video = made[0] / "zoom-in" / "clip.avi"
     one_by_one = list(iter_flow(video))
-    monkeypatch.setitem(_AT_ONCE, "cpu", 2 * 48 * 48)  # one, then three, then what is left, as a GPU would
+    monkeypatch.setitem(AT_ONCE, "cpu", 2 * 48 * 48)  # one, then three, then what is left, as a GPU would
     np.testing.assert_allclose(list(iter_flow(video)), one_by_one, atol=1e-4)
 
 
@@ -245,6 +245,34 @@ def test_two_processes_write_the_same_bytes_and_nothing_half_done_when_stopped(m
     assert others.items() <= {"y.mp4.mkv": 39, "z.mp4.mkv": 89}.items()  # whole, or not there
     for file, alone in zip(flow.values(), sorted(made[1].rglob("*.mkv")), strict=True):
         assert file.read_bytes() == alone.read_bytes()
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    code = """
+        import os, time
+        from repflow.processes import end_with_parent, fresh_processes
+
+        def work():
+            end_with_parent()
+            with open("number", "w") as file:
+                file.write(str(os.getpid()))
+            time.sleep(600)
+
+        if __name__ == "__main__":
+            process = fresh_processes().Process(target=work)
+            process.start()
+            process.join()
+    """
+    (tmp_path / "run.py").write_text(dedent(code))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path, env=environment)
+    try:
+        wait_for(lambda: (tmp_path / "number").is_file() and (tmp_path / "number").stat().st_size, process)
+        worker = psutil.Process(int((tmp_path / "number").read_text()))
+    finally:
+        process.kill()
+        process.wait()
+    assert not psutil.wait_procs([worker], timeout=PATIENCE)[1]
 
 
 def test_a_rate_is_what_it_stands_for():

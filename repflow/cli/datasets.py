@@ -72,5 +72,5 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
 def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for `Clips` and `Views`: the defaults, over them what was asked for."""
     names = ("frames", "stride", "resize", "crop", "flow")
-    asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return {**defaults, **asked}
+    asked = {name: getattr(arguments, name) for name in names}
+    return {**defaults, **{name: value for name, value in asked.items() if value is not None}}

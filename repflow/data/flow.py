@@ -24,7 +24,7 @@ from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
 from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _MAGIC = 202021.25  # what a .flo file begins with
-_AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
+AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
 
 
 def video_flow(
@@ -39,17 +39,19 @@ def video_flow(
     """Flow between successive frames of a video, as a memory map at `file` (.npy): float32 (T-1, 2, H, W).
 
     Frames start, start + stride, ..., at most `frames` of them, reduced to `width` (`narrowed`). u to the right and v
-    down, in pixels of the reduced frames per taken frame. Shows progress. Raises VideoError where the video cannot be
+    down, in pixels of the reduced frames per chosen frame. Shows progress. Raises VideoError where the video cannot be
     read or has fewer than two such frames.
+
+        flow = video_flow("a.mp4", "flow.npy", width=320)  # (T-1, 2, H, W)
     """
-    there = probe(path).frames
-    count = len(range(start, there, stride))
+    length = probe(path).frames
+    count = len(range(start, length, stride))
     if frames is not None:
         count = min(frames, count)
     if count < 2:
         raise VideoError(
             f"{os.fspath(path)!r}: flow needs two frames, start={start}, frames={frames}, stride={stride} give {count} "
-            f"of the video's {there}; take an earlier start, a smaller stride or more frames"
+            f"of the video's {length}; take an earlier start, a smaller stride or more frames"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pairs = pairwise(_grey_frames(path, start, count, stride, width))
@@ -127,12 +129,12 @@ def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
 
 
 def flow_file(video: str | os.PathLike[str], root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
-    """Where the flow of a video under `root` lies: under `folder`, at the same place, with .mkv behind its whole name.
+    """The file with the flow of a video under `root`: at the same place under `folder`, .mkv behind its whole name.
 
     Raises ValueError for a video that does not lie under `root`.
     """
-    place = Path(os.path.abspath(video)).relative_to(os.path.abspath(root))
-    return Path(folder, f"{place}.mkv")
+    relative = Path(os.path.abspath(video)).relative_to(os.path.abspath(root))
+    return Path(folder, f"{relative}.mkv")
 
 
 def flow_title(width: int | None = None) -> str:
@@ -218,7 +220,7 @@ def from_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
-    """Taken frames per second, 25 a second where the video does not say."""
+    """Chosen frames per second: the video's rate over `stride`, where the video names none 25 over `stride`."""
     rate = frame_rate(video)
     return (25.0 if np.isnan(rate) else rate) / stride
 
@@ -256,10 +258,10 @@ def _grey_frames(
 def _between(pairs: Iterable[tuple[Tensor, Tensor]], device: str) -> Iterator[np.ndarray]:
     """TV-L1 flow (2, H, W) of each pair of grey frames (H, W)."""
     pairs, count = iter(pairs), 1
-    while taken := list(islice(pairs, count)):
-        first, second = (torch.stack(frames).to(device) for frames in zip(*taken, strict=True))
+    while batch := list(islice(pairs, count)):
+        first, second = (torch.stack(frames).to(device) for frames in zip(*batch, strict=True))
         yield from tvl1(first, second).cpu().numpy()
-        count = 1 + _AT_ONCE[device] // first[0].numel()
+        count = 1 + AT_ONCE[device] // first[0].numel()
 
 
 def _title(stream: av.VideoStream) -> str:

@@ -82,11 +82,13 @@ def _by_folder(root: Path, subset: str, labels: dict[str, int | None]) -> Iterat
     folders = [root / name for name in _SUBSETS[subset] if (root / name).is_dir()]
     if not folders and root.absolute().name in _SUBSETS[subset]:
         folders = [root]
-    found = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
-    if unknown := [entry.path for entry in found if _spaced(entry.name) not in labels]:
+    inner = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
+    unknown = [entry.path for entry in inner if _spaced(entry.name) not in labels]
+    if unknown:
         raise ValueError(f"expected folders named as classes of Kinetics-400, got {unknown[:3]}; move them elsewhere")
-    found = {os.path.realpath(entry.path): entry for entry in reversed(found)}.values()  # once, whatever links to it
-    chosen = [(label, entry) for entry in reversed(found) if (label := labels[_spaced(entry.name)]) is not None]
+    unique = {os.path.realpath(entry.path): entry for entry in reversed(inner)}  # each once, whatever links to it
+    labelled = [(labels[_spaced(entry.name)], entry) for entry in reversed(unique.values())]
+    chosen = [(label, entry) for label, entry in labelled if label is not None]
     left_out: list[os.DirEntry[str]] = []
     for label, folder in sorted(chosen, key=lambda pair: pair[0]):
         for entry in videos_of(scan(Path(folder.path)), left_out).values():
@@ -130,7 +132,8 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
             raise ValueError(f"{where}: expected one of the splits {', '.join(known)}, got {split!r}; mend it")
         if known[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:
             raise ValueError(f"{where}: {name!r} was listed above with another label than {label!r}; remove one")
-    if not (chosen := {clip: label for clip, label in wanted.items() if label is not None}):
+    chosen = {clip: label for clip, label in wanted.items() if label is not None}
+    if not chosen:
         raise ValueError(
             f"{str(path)!r}: expected clips of subset {subset} in the classes asked for, got none; {len(wanted)} are "
             "listed in others; give another list, subset or classes"

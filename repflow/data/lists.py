@@ -45,7 +45,7 @@ class Checked(NamedTuple):
 class Listed:
     """A data set's videos, as its lists name them and as its folder has them.
 
-    root: the folder; classes: class names, a label being an index into them; samples: (path, label); expected: how many
+    root: the folder; classes: class names; samples: (path, label), label an index into classes; expected: how many
     videos the lists name; missing: those of them that are not in the folder, or are links to nothing; quarantined:
     those that the quarantine names, by their path under the root; checked: what the check.csv beside the quarantine
     tells of the samples. Each expected video is in just one of samples, missing and quarantined. A video may be a link
@@ -71,8 +71,11 @@ class Listed:
         for name, entry, label in listed:
             if entry is None or not is_file(entry):
                 self.missing.append(name)
-                dangling += [name] * (entry is not None)
-            elif is_bad(path := Path(entry.path)):
+                if entry is not None:
+                    dangling.append(name)
+                continue
+            path = Path(entry.path)
+            if is_bad(path):
                 self.quarantined.append(path.relative_to(root).as_posix())
             else:
                 self.samples.append((path, label))
@@ -105,7 +108,8 @@ def choose_classes(
     if isinstance(classes, str | os.PathLike):
         classes = read_classes(Path(classes))
     chosen = dict.fromkeys(tidy(name) for name in (sorted(classes) if isinstance(classes, Set) else classes))
-    if unknown := sorted(set(chosen) - set(known)):
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
         few = ", ".join(sorted(known)[:60])
         raise ValueError(f"classes: expected some of {few}, got {', '.join(map(repr, unknown))}; mend the names")
     return list(chosen)
@@ -129,7 +133,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
     """(where it stands, the fields of `columns`) of each row. Raises ValueError for what is no such table."""
     rows = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
     try:
-        if lost := [name for name in columns if name not in (rows.fieldnames or ())]:
+        lost = [name for name in columns if name not in (rows.fieldnames or ())]
+        if lost:
             raise ValueError(f"{str(path)!r}, line 1: expected the columns {', '.join(columns)}, no {', '.join(lost)}")
         for row in rows:
             where = f"{str(path)!r}, line {rows.line_num}"
@@ -155,9 +160,9 @@ def read_classes(path: Path) -> list[str]:
 
 def official_classes(name: str) -> list[str]:
     """The class names of "hmdb51" or "kinetics400", in their official order."""
-    file, here = f"{name}_classes.txt", Path(__file__).parent
-    places = (here / file, here.parents[1] / "data" / file)  # wheel, checkout
-    return read_classes(next(filter(Path.is_file, places), places[-1]))
+    package = Path(__file__).parent
+    in_wheel, in_checkout = (folder / f"{name}_classes.txt" for folder in (package, package.parents[1] / "data"))
+    return read_classes(in_wheel if in_wheel.is_file() else in_checkout)
 
 
 def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]:
@@ -303,33 +308,30 @@ def find_videos(root: Path) -> list[str]:
     there is no video.
     """
     seen, folders = {os.path.realpath(root)}, [root]
-    found: list[str] = []
+    names: list[str] = []
     left_out: list[os.DirEntry[str]] = []
     while folders:
         try:
             entries = scan(folders.pop())
         except OSError as error:
-            _tell(error)
+            _log.warning("%r cannot be listed (%s): what is in it is left out", error.filename, error.strerror)
             continue
         inner = [entry for entry in entries if is_folder(entry) and not entry.name.startswith(".")]
         for entry in sorted(inner, key=os.DirEntry.is_symlink):  # a folder before links to it
-            if (real := os.path.realpath(entry.path)) not in seen:
+            real = os.path.realpath(entry.path)
+            if real not in seen:
                 seen.add(real)
                 folders.append(Path(entry.path))
         videos = videos_of(entries, left_out).values()
-        found += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
+        names += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
     tell_of_copies(root, left_out)
     tell_of_others(root, left_out)
-    if not found:
+    if not names:
         raise FileNotFoundError(
             f"{str(root)!r}: expected videos ({' '.join(ENDINGS)}) in it or in its folders, found none among "
             f"{len(left_out)} files; check the path"
         )
-    return sorted(found)
-
-
-def _tell(error: OSError) -> None:
-    _log.warning("%r cannot be listed (%s): what is in it is left out", error.filename, error.strerror)
+    return sorted(names)
 
 
 def quoted(path: str) -> str:

@@ -85,11 +85,14 @@ class SyntheticMotion(HMDB51):
         seed: int = 0,
         moving: Moving = "frame",
     ) -> None:
-        """Writes so many train, test and unused clips a class, each `frames` frames of `size`×`size` px, under `root`.
+        """Write `train`, `test` and `unused` clips of each class, of `frames` frames of `size`×`size` px, under `root`.
 
         The whole frame moves, or an object in it. Clip i of a class and subset depends on seed, size, frames and
-        moving alone, not on how many are made. A set of the same parameters that is there already is kept; anything
-        else in `root` raises FileExistsError, and fewer than 3 frames, which cannot show acceleration, ValueError.
+        moving alone, not on how many are made. An existing set of the same parameters is kept; anything else in `root`
+        raises FileExistsError, and fewer than 3 frames, which cannot show acceleration, ValueError.
+
+            SyntheticMotion.make("data/motion", train=10, test=5)
+            clips = Clips(SyntheticMotion("data/motion"), frames=9, train=True)
         """
         if frames < 3:
             raise ValueError(f"frames must be at least 3, to tell accelerating from decelerating, got {frames}")
@@ -195,9 +198,9 @@ def _is_made(root: Path, recipe: dict[str, str | int]) -> bool:
         return False
     file = root / "recipe.json"
     # Sets that were made before objects could move say nothing of it.
-    found = {"moving": "frame"} | json.loads(file.read_text()) if file.is_file() else "other files"
-    if found != recipe:
+    content = {"moving": "frame"} | json.loads(file.read_text()) if file.is_file() else "other files"
+    if content != recipe:
         raise FileExistsError(
-            f"{str(root)!r}: expected {recipe} or an empty folder, found {found}; delete it or choose another"
+            f"{str(root)!r}: expected {recipe} or an empty folder, found {content}; delete it or choose another"
         )
     return True
