@@ -323,7 +323,7 @@ def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path)
      ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine")],
 )  # fmt: skip
 def test_settings_are_typed(text, value):
-    recipe, options = command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+    recipe, options = command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
     assert getattr(recipe, text.partition("=")[0]) == value
     assert not options
     assert recipe.optimizer == "adamw"
@@ -337,32 +337,36 @@ def test_settings_are_typed(text, value):
 )  # fmt: skip
 def test_wrong_settings_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
-        command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+        command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
 
 
 def test_model_options_are_told_from_the_recipe():
     words = ["--out", "x", "--data", "synthetic", "y", "--set", "conv_between=false", "learn=tau,theta", "weights=none",
              "flow_after=1", "dropout=0.5"]  # fmt: skip
-    recipe, options = command._settings(arguments(*words))
+    recipe, options = command.settings_of(arguments(*words))
     assert options == {"conv_between": False, "learn": ["tau", "theta"], "weights": None, "flow_after": 1}
     assert recipe == Recipe.preset("motion", dropout=0.5)
 
 
-def test_what_each_network_sees(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "basic", "pairs"),
+    [
+        ("repflow_2d", (90, 100), (35, 65)),
+        pytest.param("flow_of_flow_2d", (90, 100), (85, 100), marks=pytest.mark.slow),
+        pytest.param("rgb_2d", (0, 25), (35, 65), marks=pytest.mark.slow),
+    ],
+)
+def test_what_each_network_sees(name, basic, pairs, tmp_path):
     """Single frames: nothing. One flow layer: velocity. Flow of flow: acceleration."""
     SyntheticMotion.make(tmp_path / "set", train=60, test=40, unused=0, seed=7)
     training, test = (SyntheticMotion(tmp_path / "set", subset) for subset in ("train", "test"))
-    labels = [label for _, label in test.samples]
-
-    def accuracy(name):
-        trained = train(name, Clips(training, 9, train=True, seed=7), 12, Recipe(steps=200, seed=7), **TINY)
-        return motion_accuracy(predict(trained.model, Clips(test, 9, train=False)), labels, test.classes)
-
-    assert abs(accuracy("rgb_2d")["top1"] - 100 / 12) < 5  # four standard errors of 480 clips
-    one_layer = accuracy("repflow_2d")
-    assert one_layer["basic"] > 90
-    assert 35 < one_layer["pairs"] < 65
-    assert accuracy("flow_of_flow_2d")["pairs"] > 85
+    trained = train(name, Clips(training, 9, train=True, seed=7), 12, Recipe(steps=200, seed=7), **TINY)
+    scores = predict(trained.model, Clips(test, 9, train=False))
+    accuracy = motion_accuracy(scores, [label for _, label in test.samples], test.classes)
+    for (low, high), measured in ((basic, accuracy["basic"]), (pairs, accuracy["pairs"])):
+        assert low <= measured <= high
+    if name == "rgb_2d":
+        assert abs(accuracy["top1"] - 100 / 12) < 5  # four standard errors of 480 clips
 
 
 def test_a_training_is_followed_as_it_runs(tmp_path):
