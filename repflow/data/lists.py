@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from repflow.arguments import warn
+from repflow.records import checkout
 
 # What `repflow.video` reads, in any case. Of files of one stem in one folder the one whose ending comes first counts.
 ENDINGS = (
@@ -160,9 +161,9 @@ def read_classes(path: Path) -> list[str]:
 
 def official_classes(name: str) -> list[str]:
     """The class names of "hmdb51" or "kinetics400", in their official order."""
-    package = Path(__file__).parent
-    in_wheel, in_checkout = (folder / f"{name}_classes.txt" for folder in (package, package.parents[1] / "data"))
-    return read_classes(in_wheel if in_wheel.is_file() else in_checkout)
+    root = checkout()
+    folder = root / "data" if root else Path(__file__).parent
+    return read_classes(folder / f"{name}_classes.txt")
 
 
 def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]:
