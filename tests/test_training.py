@@ -76,13 +76,11 @@ def test_the_same_seed_gives_the_same_weights(small):
 
 
 def test_an_interrupt_stays_an_interrupt(small, monkeypatch):
-    """Lightning turns ctrl-C into an exit, which would end the kernel of a notebook."""
-
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("repflow.training.module.Classification.training_step", interrupt)
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train("rgb_2d", clips_of(small), 12, Recipe(steps=2, batch=8), **TINY)
     assert signal.getsignal(signal.SIGINT) is handler  # the next ctrl-C counts, too
@@ -238,7 +236,7 @@ def test_a_warm_up_over_all_steps(small, tmp_path):
 
 def surroundings():
     """What a training must not change."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger("lightning.fabric")
     seeds = {name: value for name, value in os.environ.items() if name.startswith("PL_")}
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), seeds, \
         warnings.filters.copy(), logger.level  # fmt: skip
@@ -258,7 +256,7 @@ def test_a_training_leaves_the_caller_s_states_alone(fails, small):
 
 def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     """Patience 1: the second validation in turn that is no better than the best one lowers it."""
-    monkeypatch.setattr("repflow.training.run.predict", lambda *_: np.zeros((12, 12), np.float32))
+    monkeypatch.setattr("repflow.training.learner.predict", lambda *_: np.zeros((12, 12), np.float32))
     recipe = Recipe(steps=7, batch=8, schedule="plateau", patience=1, rate=0.1, reference_batch=8, optimizer="sgd",
                     log_every=1, validate_every=1)  # fmt: skip
     validation = Clips(SyntheticMotion(small, "test"), 4, train=False)

@@ -46,15 +46,14 @@ A notebook starts the first of these with `follow`, which yields the rows of met
 Batch norm is synchronised over GPUs; over processes on CPUs it cannot be, there each uses its own part of the batch.
 """
 
-from repflow.evaluation import predict
+from repflow.evaluation import motion_accuracy, predict
 from repflow.training.batches import Part, split
-from repflow.training.checkpoint import RELEASED, Checkpoint, open_checkpoint
-from repflow.training.folder import TrainingError, load_model, read_checkpoint, seconds_of
+from repflow.training.checkpoint import RELEASED, Checkpoint, load_model, open_checkpoint, read_checkpoint
+from repflow.training.folder import TrainingError, seconds_of
 from repflow.training.follow import follow
-from repflow.training.module import FLOW_PARAMETERS, parameter_groups
-from repflow.training.motion import motion_accuracy
+from repflow.training.learner import FLOW_PARAMETERS, parameter_groups
+from repflow.training.loop import Trained, train
 from repflow.training.recipe import PRESETS, Recipe
-from repflow.training.run import Trained, train
 
 __all__ = [
     "FLOW_PARAMETERS",

@@ -4,15 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 
-import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repflow.data import Clips
 from repflow.data.clips import Inputs, Samples
 from repflow.evaluation import check_sizes
 from repflow.training.recipe import Recipe
+
+Batch = tuple[Tensor | list[Tensor], Tensor]  # clips (N, 3, T, H, W) or [clips, flow], and labels (N,)
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,8 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
         return items
 
 
-class TrainingClips(L.LightningDataModule):
-    """Batches of clips for training from step `first` on; each process gets its parts of them."""
-
-    def __init__(self, clips: Clips, recipe: Recipe, first: int) -> None:
-        super().__init__()
-        self.clips, self.recipe, self.first = clips, recipe, first
-
-    def train_dataloader(self) -> DataLoader:
-        place = self.trainer.global_rank, self.trainer.world_size
-        batches = StepBatches(len(self.clips), self.recipe, self.first, *place)
-        options = {"num_workers": self.recipe.workers, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(EpochClips(self.clips), batch_sampler=batches, **options)
+def load_batches(clips: Clips, batches: StepBatches, workers: int) -> DataLoader[Batch]:
+    """The batches as tensors, read by `workers` processes, or by this one for 0."""
+    return DataLoader(
+        EpochClips(clips), batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
