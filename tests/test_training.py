@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from repflow.cli import main
 from repflow.cli import train as command
 from repflow.data import Clips, SyntheticMotion
 from repflow.experiments import UsageError
@@ -295,6 +296,16 @@ def test_the_batch_fits_small_data_unless_it_was_asked_for(small, tmp_path, capl
     with caplog.at_level("INFO"):
         assert command.run(arguments(*words)) == 0
     assert "batch: 12 instead of 16, for 12 training videos" in [record.message for record in caplog.records]
+
+
+def test_an_evaluation_opens_its_checkpoint_once(small, tmp_path, monkeypatch):
+    train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=8), folder=tmp_path / "run", **TINY)
+    opened, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *_, **options: opened.append(file) or load(file, **options))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000001.pt"
+    words = ["--data", "synthetic", str(small), "--clips", "1", "--ours", str(tmp_path / "ours.csv")]
+    assert main(["evaluate", "--checkpoint", str(checkpoint), *words]) == 0
+    assert opened == [checkpoint]
 
 
 def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
