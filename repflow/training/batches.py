@@ -1,4 +1,4 @@
-"""Which clips make up which step: a function of (seed, step) alone."""
+"""The clips of each step: a function of (seed, step) alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,11 +28,13 @@ class Part:
 
 
 def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
-    """The videos of `source` in two parts, for training and for validation, of each class the same `share`.
+    """Divide the videos of `source` into a part for training and one, with `share` of each class, for validation.
 
-    At least one video of a class with two or more is in either part. Which they are depends on the order of `samples`,
-    share and seed alone. They are drawn video by video: HMDB51's clips of one film may be in both parts, so accuracy on
-    the second part is higher than on the test fold, whose films are others. It ranks checkpoints; it is no result.
+    Each part has at least one video of a class with two or more. The order of `samples`, share and seed alone decide.
+    Videos are drawn one by one: HMDB51's clips of one film may be in both parts, so accuracy on the second part is
+    higher than on the test fold, which has other films. It ranks checkpoints; it is no result.
+
+        >>> training, validation = split(SyntheticMotion("motion"), 0.1, seed=0)
     """
     labels = np.array([label for _, label in source.samples])
     held_out: set[int] = set()
@@ -43,17 +45,17 @@ def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
     parts: tuple[list, list] = ([], [])
     for i, sample in enumerate(source.samples):
         parts[i in held_out].append(sample)
-    rest = getattr(source, "directed", False), getattr(source, "classes", None)
-    return Part(source.root, parts[0], *rest), Part(source.root, parts[1], *rest)
+    directed, classes = getattr(source, "directed", False), getattr(source, "classes", None)
+    return Part(source.root, parts[0], directed, classes), Part(source.root, parts[1], directed, classes)
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """What each part of each step trains on, as (epoch, index) pairs, from step `first` to the last.
+    """The clips of each part of each step, as (epoch, index) pairs, from step `first` to the last.
 
-    An epoch goes once through the clips, in an order by (seed, epoch); clips that don't fill a batch are left out. A
-    step's batch is cut into `accumulate` × `processes` equal parts, and this process gets those of its `rank`: together
-    the processes see what one alone would see. Raises ValueError for a batch that is larger than all clips, or cannot
-    be cut so.
+    An epoch goes once through the clips, in an order by (seed, epoch); the last clips that do not fill a batch are left
+    out. A step's batch is cut into `accumulate` × `processes` equal parts, and this process gets those of its `rank`:
+    together the processes see what one alone would see. Raises ValueError for a batch that is larger than all clips,
+    or that cannot be cut into such parts.
     """
 
     def __init__(self, clips: int, recipe: Recipe, first: int = 0, rank: int = 0, processes: int = 1) -> None:
@@ -92,7 +94,7 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
         return self.clips.draw(*key)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Inputs, int]]:
-        """A batch, which PyTorch's loader asks for as such."""
+        """The items of a batch; PyTorch's loader calls this method if there is one."""
         items = [self[key] for key in keys]
         check_sizes(self.clips, [(index, inputs) for (_, index), (inputs, _) in zip(keys, items, strict=True)])
         return items

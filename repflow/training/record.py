@@ -86,8 +86,8 @@ class Record:
     def __init__(self, folder: RunFolder | None, step: int, steps: int, per_epoch: int, is_first: bool) -> None:
         self.watch, self._per_epoch = Stopwatch(), per_epoch
         self._metrics = Metrics(folder, step) if folder and is_first else None
-        options = {"desc": "training", "unit": "step", "leave": False, "disable": not is_first}
-        self._bar = tqdm(total=steps, initial=step, **options)
+        options = {} if is_first else {"disable": True}  # not always: TQDM_DISABLE would be overruled
+        self._bar = tqdm(total=steps, initial=step, desc="training", unit="step", leave=False, **options)
 
     def advance(self) -> None:
         """Count a step."""
