@@ -257,7 +257,7 @@ def test_a_training_leaves_the_caller_s_states_alone(fails, small):
 
 def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     """Patience 1: the second validation in turn that is no better than the best one lowers it."""
-    monkeypatch.setattr("repflow.training.learner.predict", lambda *_: np.zeros((12, 12), np.float32))
+    monkeypatch.setattr("repflow.training.loop.predict", lambda *_: np.zeros((12, 12), np.float32))
     recipe = Recipe(steps=7, batch=8, schedule="plateau", patience=1, rate=0.1, reference_batch=8, optimizer="sgd",
                     log_every=1, validate_every=1)  # fmt: skip
     validation = Clips(SyntheticMotion(small, "test"), 4, train=False)

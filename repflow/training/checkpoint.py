@@ -96,19 +96,17 @@ def body_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Te
     Raises ValueError for a checkpoint of another model.
     """
     state = read_checkpoint(path)
-    trained, expected = (
-        {name: value for name, value in weights.items() if not _CLASSIFIER.search(name)}
-        for weights in (state["model"], model.state_dict())
-    )
-    shapes = [{name: str(tuple(value.shape)) for name, value in weights.items()} for weights in (trained, expected)]
+    body = {name: value for name, value in state["model"].items() if not _CLASSIFIER.search(name)}
+    old = {name: str(tuple(value.shape)) for name, value in body.items()}
+    new = {name: str(tuple(value.shape)) for name, value in model.state_dict().items() if not _CLASSIFIER.search(name)}
     mismatches = [
-        f"{name} {shapes[0].get(name, 'missing')} there, {shapes[1].get(name, 'missing')} here"
-        for name in sorted(trained.keys() | expected.keys())
-        if shapes[0].get(name) != shapes[1].get(name)
+        f"{name} {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
     if mismatches:
         raise ValueError(
             f"{path}: is of {state['config']['model']} with {state['config']['options'] or 'no options'}, which does "
             f"not fit this model: {'; '.join(mismatches)}. Take that model with those options, or another checkpoint"
         )
-    return trained
+    return body

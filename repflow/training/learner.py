@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from repflow.data import Clips
-from repflow.evaluation import predict
 from repflow.models import inputs_of
+from repflow.training.batches import Batch
 from repflow.training.recipe import Recipe
 from repflow.training.surroundings import seed_step
 
@@ -25,7 +24,7 @@ FLOW_PARAMETERS = re.compile(r"(?:^|\.)(?:tau|lam|theta|(?:image|flow|div)_[xy]|
 
 
 class Learner:
-    """A model on its device, with its optimiser, schedule and precision.
+    """A model on its device with its optimiser, schedule and precision, and the `losses` of its steps so far.
 
     steps: of the whole run, for the schedule; state: a checkpoint to go on from, whose weights `model` already has.
     """
@@ -44,84 +43,68 @@ class Learner:
         self.network = fabric.strategy.setup_module(self.model)
         self.optimizer = _optimizer(model, recipe)
         self.schedule = _schedule(self.optimizer, recipe, steps)
-        self.unread_losses: list[Tensor] = []  # of the parts of the last steps; reading each would stall a GPU
+        self.losses: list[float] = []
+        self._part_losses: list[Tensor] = []  # that were not read yet: reading each would stall a GPU
         if state:
+            self.losses = state["losses"].tolist()
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             fabric.strategy.precision.load_state_dict(state["precision"])
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def step(self, step: int, parts: Iterable[tuple[Tensor | list[Tensor], Tensor]]) -> None:
-        """Train on the parts of a step's batch, pairs of inputs and labels (N,)."""
+    def take_step(self, step: int, parts: Iterable[Batch]) -> None:
+        """Train on the parts of a step's batch; steps count from 0."""
         self.optimizer.zero_grad()
         for part, batch in enumerate(parts):
             inputs, labels = self.fabric.to_device(batch)
             seed_step(self.recipe.seed, step, part, self.fabric.global_rank)
-            with self._gradients_shared(part == self.recipe.accumulate - 1):
+            is_last = part == self.recipe.accumulate - 1
+            # Several processes average their gradients once a step, after the last part.
+            with nullcontext() if is_last or self.fabric.world_size == 1 else self.network.no_sync():
                 with self.fabric.autocast():
                     scores = self.network(*inputs_of(self.model, inputs))
                     loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
                 self.fabric.backward(loss / self.recipe.accumulate)
-            self.unread_losses.append(loss.detach())
+            self._part_losses.append(loss.detach())
         if self.recipe.clip_norm:
-            limit = {"max_norm": self.recipe.clip_norm, "error_if_nonfinite": False}  # of weights, checked by Run
-            self.fabric.clip_gradients(self.network, self.optimizer, **limit)
+            limit = self.recipe.clip_norm
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.fabric.strategy.optimizer_step(self.optimizer)
         if self.recipe.schedule != "plateau":
             self.schedule.step()
 
-    def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
-        """Within, several processes average their gradients only if this is the last part of a step."""
-        return nullcontext() if is_last or self.fabric.world_size == 1 else self.network.no_sync()
-
     def read_losses(self) -> list[float]:
-        """The losses of the steps since the last call, each the mean over its parts and all processes."""
-        losses = torch.stack(self.unread_losses).float().unflatten(0, (-1, self.recipe.accumulate)).mean(1)
-        self.unread_losses.clear()
-        return self.fabric.all_reduce(losses, reduce_op="mean").tolist()
-
-    def scores(self, clips: Clips) -> Tensor:
-        """The model's scores (videos, classes) for all clips; NaN for videos that cannot be read."""
-        part = self.recipe.batch // (self.recipe.accumulate * self.fabric.world_size)
-        with self.fabric.autocast():
-            scores = predict(self.model, clips, part, self.recipe.workers)
-        self.model.train()
-        return torch.from_numpy(scores)
-
-    def has_finite_weights(self) -> bool:
-        values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+        """Add the losses since the last call to `losses`, and return them: means over the parts and all processes."""
+        losses = torch.stack(self._part_losses).float().unflatten(0, (-1, self.recipe.accumulate)).mean(1)
+        self._part_losses.clear()
+        new = self.fabric.all_reduce(losses, reduce_op="mean").tolist()
+        self.losses += new
+        return new
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps to go on from, but for the weights."""
+        """What a checkpoint keeps besides the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
         }
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     """The parameters for an optimiser in two groups, the flow layers' own last, each with its learning rate.
 
-    A parameter's name decides, never its value. A group without parameters is left out.
+    A parameter's name decides. A group without parameters is left out.
 
         >>> groups = parameter_groups(build_model("repflow_2d", 12), Recipe(steps=1, rate=0.1, flow_rate=0.01))
         >>> [group["lr"] for group in groups]
         [0.1, 0.001]
     """
-    named = list(model.named_parameters())
-    factors = {False: 1.0, True: recipe.flow_rate}
+    others, flow = [], []
+    for name, parameter in model.named_parameters():
+        (flow if FLOW_PARAMETERS.search(name) else others).append(parameter)
     groups = [
-        {
-            "params": [parameter for name, parameter in named if bool(FLOW_PARAMETERS.search(name)) == is_flow],
-            "lr": recipe.scaled_rate * factor,
-        }
-        for is_flow, factor in factors.items()
+        {"params": others, "lr": recipe.scaled_rate},
+        {"params": flow, "lr": recipe.scaled_rate * recipe.flow_rate},
     ]
     return [group for group in groups if group["params"]]
 

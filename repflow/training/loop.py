@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -16,9 +16,9 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from repflow.data import Clips
-from repflow.evaluation import check_classes, hits
+from repflow.evaluation import check_classes, hits, predict
 from repflow.models import build_model
-from repflow.training.batches import Batch, StepBatches, load_batches
+from repflow.training.batches import StepBatches, load_batches
 from repflow.training.checkpoint import load_weights
 from repflow.training.folder import RunFolder, TrainingError, describe_clips
 from repflow.training.learner import Learner
@@ -83,129 +83,129 @@ def train(
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, precision=recipe.precision)
     batches = StepBatches(len(clips), recipe, 0, fabric.global_rank, fabric.world_size)
-    run_folder, state = None, None
-    if folder:
-        config = _config(name, clips, num_classes, recipe, validation, init_from, about, model_options)
-        run_folder = RunFolder(folder, config, fabric.is_global_zero)
-        state = run_folder.newest()
-    if state:
-        model.load_state_dict(state["model"])
-    elif init_from:
-        load_weights(model, init_from)
-    progress = Progress(state["step"], state["losses"].tolist(), state["best"]) if state else Progress()
-    batches.first = progress.step
+    config = {
+        "model": name,
+        "num_classes": num_classes,
+        "options": model_options,
+        "recipe": {key: value for key, value in asdict(recipe).items() if key != "workers"},
+        "init_from": init_from and os.path.abspath(init_from),
+        "about": {"classes": clips.classes} | dict(about or {}),
+        "training": describe_clips(clips),
+        "validation": validation and describe_clips(validation),
+    }
+    run_folder = RunFolder(folder, config, fabric.is_global_zero) if folder else None
     with logged(run_folder, fabric.is_global_zero), explained(clips, recipe, fabric.world_size):
-        _log.info("from step %d of %d", progress.step, batches.steps)
+        state = run_folder.newest() if run_folder else None
+        if state:
+            model.load_state_dict(state["model"])
+            batches.first = state["step"]
+        elif init_from:
+            load_weights(model, init_from)
+        _log.info("from step %d of %d", batches.first, batches.steps)
         rates = recipe.rate, recipe.reference_batch, recipe.batch, recipe.scaled_rate
         _log.info("learning rate %g of batch %d, for a batch of %d: %g", *rates)
-        if progress.step < batches.steps:
-            with _launched(fabric, progress.step):
-                learner = Learner(fabric, model, recipe, batches.steps, state)
-                Run(learner, validation, run_folder, progress).go(clips, batches)
-    return Trained(model.cpu().eval(), progress.losses, progress.best)
-
-
-@dataclass
-class Progress:
-    """How far a run is: the steps done, the loss of each, and the best validation so far."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    best: Best | None = None
+        if batches.first == batches.steps:
+            return Trained(model.eval(), state["losses"].tolist(), state["best"])
+        with _launched(fabric, batches.first):
+            learner = Learner(fabric, model, recipe, batches.steps, state)
+            run = Run(learner, clips, batches, validation, run_folder, state and state["best"])
+            run.finish()
+    return Trained(model.cpu().eval(), learner.losses, run.best)
 
 
 class Run:
     """The steps of a training, and what is due after each: its row of metrics, a validation, a checkpoint."""
 
     def __init__(
-        self, learner: Learner, validation: Clips | None, folder: RunFolder | None, progress: Progress
+        self,
+        learner: Learner,
+        clips: Clips,
+        batches: StepBatches,
+        validation: Clips | None,
+        folder: RunFolder | None,
+        best: Best | None,
     ) -> None:
         self.learner, self.recipe, self.fabric = learner, learner.recipe, learner.fabric
-        self.validation, self.folder, self.progress = validation, folder, progress
+        self.clips, self.batches, self.validation, self.folder = clips, batches, validation, folder
+        self.best = best
+        self.record = Record(folder, batches, self.fabric.is_global_zero)
 
-    def go(self, clips: Clips, batches: StepBatches) -> None:
-        """Take the steps that are left."""
-        step, is_first = self.progress.step, self.fabric.is_global_zero
-        self.record = Record(self.folder, step, batches.steps, batches.per_epoch, is_first)
-        parts = self.record.watch.waiting_for(load_batches(clips, batches, self.recipe.workers))
+    def finish(self) -> None:
+        """Take all steps that are left."""
+        parts = self.record.waiting_for(load_batches(self.clips, self.batches, self.recipe.workers))
         with closing(self.record), closing(parts):
-            while self.progress.step < batches.steps:
-                self._step(parts, batches)
-            self.record.summarise()
+            for step in range(self.batches.first, self.batches.steps):
+                rate = self.learner.optimizer.param_groups[0]["lr"]
+                with self.record.running():
+                    self.learner.take_step(step, islice(parts, self.recipe.accumulate))
+                self.record.advance()
+                self._do_what_is_due(step + 1, rate)
 
-    def _step(self, parts: Iterator[Batch], batches: StepBatches) -> None:
-        """Take one step, and do what is due after it.
+    def _do_what_is_due(self, step: int, rate: float) -> None:
+        """After `step` steps: a row of metrics, a validation with its row, best.pt, and the checkpoint, in this order.
 
-        That is a row of metrics, a validation with its row, best.pt, and the checkpoint last: whatever a resumed run
-        finds after its checkpoint it computes again, and finds the same.
+        Whatever a resumed run finds after its checkpoint it computes again, and finds the same.
         """
-        recipe, progress, rate = self.recipe, self.progress, self.learner.rate
-        with self.record.watch.running():
-            self.learner.step(progress.step, islice(parts, recipe.accumulate))
-        progress.step += 1
-        self.record.advance()
 
         def is_due(every: int) -> bool:
-            return progress.step % every == 0 or progress.step == batches.steps
+            return step % every == 0 or step == self.batches.steps
 
-        logs = is_due(recipe.log_every)
-        validates = self.validation is not None and is_due(recipe.validate_every or batches.per_epoch)
-        saves = self.folder is not None and (validates or is_due(recipe.save_every))
+        logs = is_due(self.recipe.log_every)
+        validates = self.validation is not None and is_due(self.recipe.validate_every or self.batches.per_epoch)
+        saves = self.folder is not None and (validates or is_due(self.recipe.save_every))
         if logs or validates or saves:
-            self._read_losses()
-        if (validates or saves) and not self.learner.has_finite_weights():
-            raise self._failure(progress.step, "a weight is not finite")  # the loss of the next step would be
+            with self.record.running():  # here the program waits for a GPU
+                new_losses = self.learner.read_losses()
+            self._check_finite(step, new_losses, weights=validates or saves)
         if logs:
-            count = progress.step % recipe.log_every or recipe.log_every
-            self.record.add_steps(progress.step, math.fsum(progress.losses[-count:]) / count, rate)
-        is_best = validates and self._validate()
+            count = step % self.recipe.log_every or self.recipe.log_every
+            self.record.add_steps(step, math.fsum(self.learner.losses[-count:]) / count, rate)
+        is_best = validates and self._validate(step)
         if saves and self.fabric.is_global_zero:
-            self._save(is_best)
+            self._save(step, is_best)
 
-    def _read_losses(self) -> None:
-        """Add the losses that were not read yet to the progress. Raises TrainingError for one that is not finite."""
-        with self.record.watch.running():  # here the program waits for a GPU
-            losses = self.learner.read_losses()
-        for step, loss in enumerate(losses, start=len(self.progress.losses) + 1):
-            if not math.isfinite(loss):
-                raise self._failure(step, f"the loss is {loss}")
-        self.progress.losses += losses
+    def _check_finite(self, step: int, losses: list[float], weights: bool) -> None:
+        """Raise TrainingError if one of the losses up to `step`, or a weight, is not finite."""
+        first = step - len(losses) + 1
+        faults = [(i, f"the loss is {loss}") for i, loss in enumerate(losses, first) if not math.isfinite(loss)]
+        if weights:  # the next loss would show it too late
+            values = [value for value in self.learner.model.state_dict().values() if value.is_floating_point()]
+            if not torch.stack([value.isfinite().all() for value in values]).all():
+                faults.append((step, "a weight is not finite"))
+        if faults:
+            at, fault = faults[0]
+            safe = f"; {self.folder.safe()}" if self.folder else ""
+            raise TrainingError(
+                f"step {at}: {fault}{safe}. Nothing was saved since. Take a lower rate, a smaller clip_norm or "
+                "precision 32-true, in a new folder"
+            )
 
-    def _failure(self, step: int, reason: str) -> TrainingError:
-        safe = f"; {self.folder.safe()}" if self.folder else ""
-        return TrainingError(
-            f"step {step}: {reason}{safe}. Nothing was saved since. Take a lower rate, a smaller clip_norm or "
-            "precision 32-true, in a new folder"
-        )
-
-    def _validate(self) -> bool:
+    def _validate(self, step: int) -> bool:
         """Loss and top-1 of the validation clips, each clip once. Returns whether they are the best so far."""
         begin = perf_counter()
-        scores = self.learner.scores(self.validation)
+        with self.fabric.autocast():
+            part = self.recipe.batch // (self.recipe.accumulate * self.fabric.world_size)
+            scores = torch.from_numpy(predict(self.learner.model, self.validation, part, self.recipe.workers))
+        self.learner.model.train()
         readable = scores.isfinite().all(1)
         scores, labels = scores[readable], torch.tensor([label for _, label in self.validation.samples])[readable]
         loss, top1 = F.cross_entropy(scores, labels).item(), 100 * float(hits(scores.numpy(), labels.numpy()).mean())
         if self.recipe.schedule == "plateau":
             self.learner.schedule.step(loss)
-        self.record.add_validation(self.progress.step, perf_counter() - begin, loss, top1)
-        best = self.progress.best
-        is_best = best is None or (-top1, loss) < (-best["top1"], best["loss"])
+        self.record.add_validation(step, perf_counter() - begin, loss, top1)
+        _log.info("step %d: validation loss %.4f, top-1 %.2f %%", step, loss, top1)
+        is_best = self.best is None or (-top1, loss) < (-self.best["top1"], self.best["loss"])
         if is_best:
-            self.progress.best = {"step": self.progress.step, "loss": loss, "top1": top1}
+            self.best = {"step": step, "loss": loss, "top1": top1}
         return is_best
 
-    def _save(self, is_best: bool) -> None:
+    def _save(self, step: int, is_best: bool) -> None:
+        """Write the checkpoint, and best.pt before it if this step's weights are the best."""
         self.record.sync()
-        best = {
-            "step": self.progress.step,
-            "config": self.folder.config,
-            "model": self.learner.model.state_dict(),
-            "best": self.progress.best,
-        }
+        weights = {"step": step, "config": self.folder.config, "model": self.learner.model.state_dict()}
         if is_best:
-            self.folder.save_best(best)
-        losses = torch.tensor(self.progress.losses, dtype=torch.float64)
-        self.folder.save(best | self.learner.state_dict() | {"losses": losses})
+            self.folder.save_best(weights | {"best": self.best})
+        self.folder.save(weights | {"best": self.best} | self.learner.state_dict())
 
 
 def _check(clips: Clips, num_classes: int, recipe: Recipe, validation: Clips | None) -> None:
@@ -236,26 +236,3 @@ def _launched(fabric: Fabric, step: int) -> Iterator[None]:
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.kill()
         raise
-
-
-def _config(
-    name: str,
-    clips: Clips,
-    num_classes: int,
-    recipe: Recipe,
-    validation: Clips | None,
-    init_from: str | os.PathLike[str] | None,
-    about: Mapping[str, Any] | None,
-    model_options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What config.json says of a run: all that decides about its weights."""
-    return {
-        "model": name,
-        "num_classes": num_classes,
-        "options": model_options,
-        "recipe": {key: value for key, value in asdict(recipe).items() if key != "workers"},
-        "init_from": init_from and os.path.abspath(init_from),
-        "about": {"classes": clips.classes} | dict(about or {}),
-        "training": describe_clips(clips),
-        "validation": validation and describe_clips(validation),
-    }

@@ -12,47 +12,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The 2019 release's settings with two changes: its scheduler watched the test split, ours a part of the training
     # fold; and its pixels were inverted, which makes no difference to fresh weights, and which others do not expect.
     "2019": {
-        "epochs": 60,
-        "batch": 24,
-        "optimizer": "sgd",
-        "rate": 0.01,
-        "reference_batch": 24,
-        "flow_rate": 0.01,
-        "weight_decay": 1e-6,
-        "schedule": "plateau",
-        "clip_norm": None,
-        "dropout": 0.5,
-        "frames": 16,
-        "stride": 2,
-        "crop": 112,
+        "epochs": 60, "batch": 24, "optimizer": "sgd", "rate": 0.01, "reference_batch": 24, "flow_rate": 0.01,
+        "weight_decay": 1e-6, "schedule": "plateau", "clip_norm": None, "dropout": 0.5,
+        "frames": 16, "stride": 2, "crop": 112,
     },
     "modern": {
-        "epochs": 60,
-        "batch": 64,
-        "rate": 1e-3,
-        "reference_batch": 64,
-        "flow_rate": 0.1,
-        "weight_decay": 0.05,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "label_smoothing": 0.1,
-        "dropout": 0.5,
-        "precision": "bf16-mixed",
-        "channels_last": True,
-        "compile": True,
-        "frames": 16,
-        "stride": 2,
-        "resize": 128,
-        "crop": 112,
-        "area": (0.25, 1.0),
-        "flip": True,
+        "epochs": 60, "batch": 64, "rate": 1e-3, "reference_batch": 64, "flow_rate": 0.1, "weight_decay": 0.05,
+        "schedule": "cosine", "warmup": 0.05, "label_smoothing": 0.1, "dropout": 0.5,
+        "precision": "bf16-mixed", "channels_last": True, "compile": True,
+        "frames": 16, "stride": 2, "resize": 128, "crop": 112, "area": (0.25, 1.0), "flip": True,
     },
-}
-
-_ABOVE_0 = (
-    *("steps", "epochs", "batch", "accumulate", "rate", "reference_batch", "clip_norm", "patience"),
-    *("frames", "stride", "validate_every", "save_every", "log_every"),
-)
+}  # fmt: skip
+_ABOVE_0 = ("steps", "epochs", "batch", "accumulate", "rate", "reference_batch", "clip_norm", "patience",
+            "frames", "stride", "validate_every", "save_every", "log_every")  # fmt: skip
 _FROM_0 = "flow_rate", "weight_decay", "workers", "seed"
 _SHARES = "momentum", "warmup", "label_smoothing", "dropout", "validation"
 
@@ -118,18 +90,17 @@ class Recipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"expected either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
-        for name in _ABOVE_0:
             value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN is refused, too
-                raise ValueError(f"{name}: expected a number > 0, got {value!r}")
-        for name in _FROM_0:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)!r}")
+            if get_origin(hint) is Literal:
+                fits, expected = value in get_args(hint), f"one of {', '.join(get_args(hint))}"
+            elif name in _ABOVE_0:
+                fits, expected = value is None or value > 0, "a number > 0"
+            elif name in _FROM_0:
+                fits, expected = value >= 0, "a number >= 0"
+            else:
+                fits, expected = name not in _SHARES or 0 <= value < 1, "a number from 0 to below 1"
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}")
 

@@ -1,12 +1,11 @@
-"""The process around a training: random states, signals, log.txt, memory, and errors that say what to do."""
+"""The process around a training: random states, log.txt, memory, and errors that say what to do."""
 
 import logging
 import random
 import resource
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,17 +30,10 @@ def seed_step(*numbers: int) -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave the caller's random states, logger levels and signal handlers as they were.
-
-    Inside, Lightning logs warnings only, and SIGTERM raises KeyboardInterrupt unless the caller handles it.
-    """
+    """Leave the caller's random states and logger levels as they were; inside, Lightning logs warnings only."""
     logger = logging.getLogger("lightning.fabric")
     level, python_state, numpy_state = logger.level, random.getstate(), np.random.get_state()
-    terminate = signal.getsignal(signal.SIGTERM)
     logger.setLevel(logging.WARNING)
-    if terminate is signal.SIG_DFL:
-        with suppress(ValueError):  # only the main thread may set a handler
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
@@ -50,22 +42,18 @@ def undisturbed() -> Iterator[None]:
         logger.setLevel(level)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        if terminate is signal.SIG_DFL:
-            with suppress(ValueError):
-                signal.signal(signal.SIGTERM, terminate)
 
 
 @contextmanager
 def logged(folder: RunFolder | None, is_first: bool) -> Iterator[None]:
     """Copy the package's log to the run's log.txt. Only the first of several processes logs more than warnings."""
-    logger = logging.getLogger("repflow")
-    level, handler = logger.level, logging.NullHandler()
-    if not is_first:
-        logger.setLevel(logging.WARNING)
-    elif folder:
+    logger, handler = logging.getLogger("repflow"), logging.NullHandler()
+    level = logger.level
+    if folder and is_first:
         handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.setLevel(logging.INFO)
+    if folder or not is_first:
+        logger.setLevel(logging.INFO if is_first else logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
