@@ -84,6 +84,9 @@ def convert(path: str | Path, model: str, out: str | Path) -> None:
     The record has the model's name, its classes and iterations, the source's name and SHA-256, and this package's
     version. `out` appears whole or not at all; if it has the same content already, it stays. Raises CheckpointError as
     `load` does, and FileExistsError if `out` is something else.
+
+        >>> convert("kinetics.pt", "kinetics", "weights/kinetics")
+        >>> network = load("weights/kinetics")
     """
     path, out = Path(path), Path(out)
     if path.is_dir():
@@ -162,13 +165,12 @@ def _damage_named() -> Iterator[None]:
 
 
 def _model_name(state: Mapping[str, Tensor]) -> str:
-    for name, (_, classifier) in MODELS.items():
-        if classifier in state:
-            return name
-    classifiers = " or ".join(classifier for _, classifier in MODELS.values())
+    classifiers = {classifier: name for name, (_, classifier) in MODELS.items()}
+    if found := classifiers.keys() & state.keys():
+        return classifiers[min(found)]
     raise CheckpointError(
-        f"expected weights of a released network, which have {classifiers}; got {len(state)} others, such as "
-        f"{next(iter(state))}"
+        f"expected weights of a released network, which have {' or '.join(classifiers)}; got {len(state)} others, such "
+        f"as {next(iter(state))}"
     )
 
 
@@ -204,11 +206,7 @@ def _state_dict(content: Any, key: str | None) -> dict[str, Tensor]:
 def _unwrapped(content: Mapping[str, Any], key: str | None) -> Any:
     """The weights under `key`, or under one of WRAPPERS, or `content` itself if it has no weights inside."""
     dictionaries = {name: value for name, value in content.items() if isinstance(value, Mapping)}
-    with_weights = [
-        name
-        for name, value in dictionaries.items()
-        if value and all(isinstance(tensor, Tensor) for tensor in value.values())
-    ]
+    with_weights = [name for name, value in dictionaries.items() if value and all(map(torch.is_tensor, value.values()))]
     wrapper = next((name for name in WRAPPERS if name in dictionaries), None)
     if key in with_weights or (wrapper and not key):
         return content[key or wrapper]

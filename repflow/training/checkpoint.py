@@ -60,6 +60,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     step: steps done; config: the run's, as in config.json; model, optimizer, schedule and precision: state dicts;
     losses: of every step; best: of the best validation, or None. best.pt has no more than step, config, model and
     best. Raises FileNotFoundError, and ValueError for a file that is no such checkpoint.
+
+        >>> read_checkpoint("runs/motion/best.pt")["best"]["top1"]
+        87.5
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check the path")
@@ -73,7 +76,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
-    """The model of a checkpoint of `train`, on the CPU, in eval mode. Raises as `read_checkpoint`."""
+    """The model of a checkpoint of `train`, on the CPU, in eval mode. Raises as `read_checkpoint`.
+
+    >>> model = load_model("runs/motion/best.pt")
+    """
     return _model(read_checkpoint(path))
 
 

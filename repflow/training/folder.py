@@ -141,6 +141,8 @@ def seconds_of(checkpoint: str | os.PathLike[str]) -> float:
     """The seconds of all steps and validations of a checkpoint's run; after a stop, of those that were kept.
 
     Raises FileNotFoundError if metrics.csv is not in the checkpoint's folder or the one above.
+
+        >>> minutes = seconds_of("runs/motion/best.pt") / 60
     """
     files = [folder / "metrics.csv" for folder in Path(checkpoint).absolute().parents[:2]]
     file = next((file for file in files if file.is_file()), None)
