@@ -95,15 +95,7 @@ def train(
     }
     run_folder = RunFolder(folder, config, fabric.is_global_zero) if folder else None
     with logged(run_folder, fabric.is_global_zero), explained(clips, recipe, fabric.world_size):
-        state = run_folder.newest() if run_folder else None
-        if state:
-            model.load_state_dict(state["model"])
-            batches.first = state["step"]
-        elif init_from:
-            load_weights(model, init_from)
-        _log.info("from step %d of %d", batches.first, batches.steps)
-        rates = recipe.rate, recipe.reference_batch, recipe.batch, recipe.scaled_rate
-        _log.info("learning rate %g of batch %d, for a batch of %d: %g", *rates)
+        state = _begin(model, batches, run_folder, init_from)
         if batches.first == batches.steps:
             return Trained(model.eval(), state["losses"].tolist(), state["best"])
         with _launched(fabric, batches.first):
@@ -111,6 +103,23 @@ def train(
             run = Run(learner, clips, batches, validation, run_folder, state and state["best"])
             run.finish()
     return Trained(model.cpu().eval(), learner.losses, run.best)
+
+
+def _begin(
+    model: nn.Module, batches: StepBatches, folder: RunFolder | None, init_from: str | os.PathLike[str] | None
+) -> dict[str, Any] | None:
+    """Give the model its first weights, and the batches their first step. Returns the newest checkpoint, or None."""
+    state = folder.newest() if folder else None
+    if state:
+        model.load_state_dict(state["model"])
+        batches.first = state["step"]
+    elif init_from:
+        load_weights(model, init_from)
+    _log.info("from step %d of %d", batches.first, batches.steps)
+    recipe = batches.recipe
+    rates = recipe.rate, recipe.reference_batch, recipe.batch, recipe.scaled_rate
+    _log.info("learning rate %g of batch %d, for a batch of %d: %g", *rates)
+    return state
 
 
 class Run:
