@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from repflow.data.clips import Clips, Inputs, Views
 from repflow.data.lists import Listed
+from repflow.data.synthetic import BASIC, PAIRS
 from repflow.files import beside, write_csv, write_whole
 from repflow.models import inputs_of
 from repflow.video import VideoError
@@ -211,7 +212,7 @@ def process_group() -> Iterator[bool]:
 
 def _places_by_slurm() -> dict[str, str]:
     """What torchrun would tell this process, from what srun told it; nothing where srun did not start it."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments import SLURMEnvironment
 
     if not SLURMEnvironment.detect():
         return {}
@@ -260,6 +261,27 @@ def measures(predictions: Predictions, seed: int = 0) -> dict[str, float | int]:
         top = 100 * float(hits.mean()) if evaluated else np.nan
         found |= {f"top{k}": top, f"top{k}_low": float(low), f"top{k}_high": float(high)}
     return found | {"evaluated": evaluated, "expected": predictions.expected}
+
+
+def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
+    """Accuracies on SyntheticMotion in percent, from scores (clips, classes); a tie counts as wrong.
+
+    top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
+    pairs: on accelerating and decelerating clips, the two-way decision between a motion and the same one backwards in
+    time; chance is 50. A measure without clips of its classes is left out. Clips without scores (NaN) do not count.
+
+        >>> motion_accuracy(np.eye(2), [0, 1], ["down", "up"])
+        {'top1': 100.0, 'basic': 100.0}
+    """
+    scored = np.isfinite(scores).all(1)
+    scores, labels = scores[scored], np.asarray(labels)[scored]
+    right = hits(scores, labels)
+    names = np.asarray(classes)[labels]
+    rivals = {a: classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1]) if b in classes}
+    paired = np.flatnonzero(np.isin(names, list(rivals)))
+    beats_rival = scores[paired, labels[paired]] > scores[paired, [rivals[name] for name in names[paired]]]
+    measured = {"top1": right, "basic": right[np.isin(names, BASIC)], "pairs": beats_rival}
+    return {name: 100 * float(right.mean()) for name, right in measured.items() if len(right)}
 
 
 def confusion(predictions: Predictions) -> np.ndarray:

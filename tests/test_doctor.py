@@ -33,7 +33,7 @@ def test_each_part_has_its_line_and_nothing_is_bad_here(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line[:4].strip() for line in lines} <= {"OK", "none"}
     named = {line[6:36].strip(): line[:4].strip() for line in lines}
-    assert {"python", "repflow", "torch", "torchvision", "numba", "av", "lightning", "jupyterlab"} <= set(named)
+    assert {"python", "repflow", "torch", "torchvision", "numba", "av", "lightning-fabric", "jupyterlab"} <= set(named)
     assert {"GPU", "disk for runs", "disk for data", "cache of Numba", "cache of torch.hub"} <= set(named)
     found = {engine: named[f"engine {engine}"] for engine in ("reference", "cpu", "cuda")}
     assert found == {"reference": "OK", "cpu": "OK", "cuda": "OK" if torch.cuda.is_available() else "none"}
