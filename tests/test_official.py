@@ -418,7 +418,7 @@ def test_a_flipped_bit_is_found(state, tmp_path):
     content[content.index(state["stem.weight"].numpy().tobytes()) + 5] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
     load(tmp_path / "whole.pt")
-    with pytest.raises(CheckpointError, match="flipped.pt: damaged: the check sum"):
+    with pytest.raises(CheckpointError, match="damaged: the check sum"):
         load(tmp_path / "flipped.pt")
 
 
