@@ -3,8 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from repflow.data.clips import Clips, Inputs, Views
 from repflow.data.lists import Listed
+from repflow.data.synthetic import BASIC, PAIRS
 from repflow.files import beside, write_csv, write_whole
 from repflow.models import inputs_of
 from repflow.video import VideoError
@@ -191,39 +191,6 @@ def _share(
     return results
 
 
-@contextmanager
-def process_group() -> Iterator[bool]:
-    """Joins the processes that torchrun or srun started, if one did. Yields whether this one is the first, which
-    writes."""
-    if "WORLD_SIZE" not in os.environ and "SLURM_NTASKS" in os.environ:
-        os.environ |= _places_by_slurm()
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield True
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
-
-
-def _places_by_slurm() -> dict[str, str]:
-    """What torchrun would tell this process, from what srun told it; nothing where srun did not start it."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
-    if not SLURMEnvironment.detect():
-        return {}
-    told = {"WORLD_SIZE": "SLURM_NTASKS", "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
-    host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
-    number = sum(int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))  # steps run side by side
-    address = {"MASTER_ADDR": host, "MASTER_PORT": str(15_000 + number % 10_000)}
-    return {name: os.environ[slurm] for name, slurm in told.items()} | {
-        name: os.environ.get(name, value) for name, value in address.items()
-    }
-
-
 def fuse(parts: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
     """Late fusion: the weighted mean of several models' probabilities for the same videos.
 
@@ -260,6 +227,27 @@ def measures(predictions: Predictions, seed: int = 0) -> dict[str, float | int]:
         top = 100 * float(hits.mean()) if evaluated else np.nan
         found |= {f"top{k}": top, f"top{k}_low": float(low), f"top{k}_high": float(high)}
     return found | {"evaluated": evaluated, "expected": predictions.expected}
+
+
+def motion_accuracy(scores: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
+    """Accuracies on SyntheticMotion in percent, from scores (clips, classes); a tie counts as wrong.
+
+    top1: all twelve classes. basic: the same twelve-way decision, on clips of the eight classes of constant speed.
+    pairs: on accelerating and decelerating clips, the two-way decision between a motion and the same one backwards in
+    time; chance is 50. A measure without clips of its classes is left out. Clips without scores (NaN) do not count.
+
+        >>> motion_accuracy(np.eye(2), [0, 1], ["down", "up"])
+        {'top1': 100.0, 'basic': 100.0}
+    """
+    scored = np.isfinite(scores).all(1)
+    scores, labels = scores[scored], np.asarray(labels)[scored]
+    right = hits(scores, labels)
+    names = np.asarray(classes)[labels]
+    rivals = {a: classes.index(b) for pair in PAIRS for a, b in (pair, pair[::-1]) if b in classes}
+    paired = np.flatnonzero(np.isin(names, list(rivals)))
+    beats_rival = scores[paired, labels[paired]] > scores[paired, [rivals[name] for name in names[paired]]]
+    measured = {"top1": right, "basic": right[np.isin(names, BASIC)], "pairs": beats_rival}
+    return {name: 100 * float(right.mean()) for name, right in measured.items() if len(right)}
 
 
 def confusion(predictions: Predictions) -> np.ndarray:

@@ -1,11 +1,16 @@
-"""Processes that inherit nothing of this one's threads."""
+"""Processes: new ones that inherit no thread, and groups of them that share one evaluation."""
 
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from threading import Thread
+
+import torch
+import torch.distributed as dist
 
 
 def fresh_processes(*modules: str) -> BaseContext:
@@ -37,3 +42,36 @@ def end_with_parent() -> None:
         os._exit(1)  # nobody is left to wait for
 
     Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def process_group() -> Iterator[bool]:
+    """Joins the processes that torchrun or srun started, if one did. Yields whether this one is the first, which
+    writes."""
+    if "WORLD_SIZE" not in os.environ and "SLURM_NTASKS" in os.environ:
+        os.environ |= _places_by_slurm()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _places_by_slurm() -> dict[str, str]:
+    """What torchrun would tell this process, from what srun told it; nothing where srun did not start it."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    if not SLURMEnvironment.detect():
+        return {}
+    told = {"WORLD_SIZE": "SLURM_NTASKS", "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+    host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    number = sum(int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))  # steps run side by side
+    address = {"MASTER_ADDR": host, "MASTER_PORT": str(15_000 + number % 10_000)}
+    return {name: os.environ[slurm] for name, slurm in told.items()} | {
+        name: os.environ.get(name, value) for name, value in address.items()
+    }

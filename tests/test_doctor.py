@@ -40,7 +40,7 @@ def only(monkeypatch, tmp_path):
 def test_each_part_has_its_line_and_nothing_is_bad_here(capsys):
     lines = report(capsys, 0)
     assert {state for state, _ in lines.values()} <= {"OK", "none"}
-    assert {"python", "repflow", "torch", "torchvision", "numba", "av", "lightning", "jupyterlab"} <= set(lines)
+    assert {"python", "repflow", "torch", "torchvision", "numba", "av", "lightning-fabric", "jupyterlab"} <= set(lines)
     assert {"GPU", "disk for runs", "disk for data", "cache of Numba", "cache of torch.hub", "submitit"} <= set(lines)
     assert not {"pytest", "hypothesis", "playwright"} & set(lines)
     engines = [lines[f"engine {name}"][0] for name in ("reference", "cpu", "cuda")]

@@ -224,7 +224,8 @@ import os, sys
 from types import SimpleNamespace
 import torch
 from repflow.data import Clips, SyntheticMotion
-from repflow.evaluation import predict, process_group
+from repflow.evaluation import predict
+from repflow.processes import process_group
 from repflow.models import build_model
 
 samples = SyntheticMotion(sys.argv[1], "test").samples

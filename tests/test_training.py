@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from repflow.cli import main
 from repflow.cli import train as command
 from repflow.data import Clips, SyntheticMotion
 from repflow.lab import UsageError
@@ -76,13 +77,11 @@ def test_the_same_seed_gives_the_same_weights(small):
 
 
 def test_an_interrupt_stays_an_interrupt(small, monkeypatch):
-    """Lightning turns ctrl-C into an exit, which would end the kernel of a notebook."""
-
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("repflow.training.module.Classification.training_step", interrupt)
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train("rgb_2d", clips_of(small), 12, Recipe(steps=2, batch=8), **TINY)
     assert signal.getsignal(signal.SIGINT) is handler  # the next ctrl-C counts, too
@@ -238,7 +237,7 @@ def test_a_warm_up_over_all_steps(small, tmp_path):
 
 def surroundings():
     """What a training must not change."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger("lightning_fabric")
     seeds = {name: value for name, value in os.environ.items() if name.startswith("PL_")}
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), seeds, \
         warnings.filters.copy(), logger.level  # fmt: skip
@@ -258,7 +257,7 @@ def test_a_training_leaves_the_caller_s_states_alone(fails, small):
 
 def test_a_plateau_lowers_the_rate(small, tmp_path, monkeypatch):
     """Patience 1: the second validation in turn that is no better than the best one lowers it."""
-    monkeypatch.setattr("repflow.training.run.predict", lambda *_: np.zeros((12, 12), np.float32))
+    monkeypatch.setattr("repflow.training.loop.predict", lambda *_: np.zeros((12, 12), np.float32))
     recipe = Recipe(steps=7, batch=8, schedule="plateau", patience=1, rate=0.1, reference_batch=8, optimizer="sgd",
                     log_every=1, validate_every=1)  # fmt: skip
     validation = Clips(SyntheticMotion(small, "test"), 4, train=False)
@@ -297,6 +296,16 @@ def test_the_batch_fits_small_data_unless_it_was_asked_for(small, tmp_path, capl
     with caplog.at_level("INFO"):
         assert command.run(arguments(*words)) == 0
     assert "batch: 12 instead of 16, for 12 training videos" in [record.message for record in caplog.records]
+
+
+def test_an_evaluation_opens_its_checkpoint_once(small, tmp_path, monkeypatch):
+    train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=8), folder=tmp_path / "run", **TINY)
+    opened, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *_, **options: opened.append(file) or load(file, **options))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000001.pt"
+    words = ["--data", "synthetic", str(small), "--clips", "1", "--ours", str(tmp_path / "ours.csv")]
+    assert main(["evaluate", "--checkpoint", str(checkpoint), *words]) == 0
+    assert opened == [checkpoint]
 
 
 def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):

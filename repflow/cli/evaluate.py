@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     Clips are cut as in the checkpoint's training, and its classes taken in its order. With several --predictions: their
     weighted fusion, or without --weights the mean over folds. Several processes share the videos: torchrun
     --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate ..."""
-    from repflow.evaluation import folds, measures, process_group, write_evaluation, write_metrics
+    from repflow.evaluation import folds, measures, write_evaluation, write_metrics
+    from repflow.processes import process_group
 
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         raise UsageError("expected either --checkpoint or --predictions")

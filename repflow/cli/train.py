@@ -95,12 +95,12 @@ def check_model(name: str, options: Mapping[str, Any], init_from: Path | None = 
     import torch
 
     from repflow.models import build_model
-    from repflow.training.folder import body_for
+    from repflow.training.checkpoint import body_weights
 
     with torch.device("meta"):
         model = build_model(name, 2, **{**options, "weights": None})
     if init_from:
-        body_for(model, init_from)
+        body_weights(model, init_from)
 
 
 def _is_new(out: Path) -> bool:
@@ -176,6 +176,6 @@ def _parse(text: str, kind: Any) -> Any:
 
 def _speaks() -> bool:
     """Whether this is the one of several processes that tells what happens."""
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning_fabric.utilities import rank_zero_only
 
     return rank_zero_only.rank == 0

@@ -2,7 +2,9 @@
 
 import os
 import pickle
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -10,11 +12,15 @@ from torch import Tensor
 
 
 def read_weights(weights: str | os.PathLike[str], named: Mapping[str, str]) -> dict[str, Tensor]:
-    """The state dict that `weights` means: a name among `named`'s, which are torchvision's entries, or a file.
+    """The state dict for `weights`: a name among `named`'s, which are torchvision's entries, or a file.
 
-    A named one is torchvision's file in PyTorch's cache (`torch.hub.get_dir()`), downloaded where it is not there yet.
-    Raises ValueError for another name or a file that holds no state dict, FileNotFoundError for a file that is not
-    there, and OSError where the download fails, which says what to put where.
+    A named one is torchvision's file in PyTorch's cache (`torch.hub.get_dir()`), downloaded if it is not there yet.
+    Raises ValueError for another name or a file without a state dict, FileNotFoundError for a missing file, and OSError
+    if the download fails, with the address and the folder for a download by hand.
+
+        >>> state = read_weights("imagenet", {"imagenet": "ResNet18_Weights.IMAGENET1K_V1"})
+        >>> state["conv1.weight"].shape
+        torch.Size([64, 3, 7, 7])
     """
     if weights in named:
         return _from_torchvision(named[weights])
@@ -26,31 +32,31 @@ def read_weights(weights: str | os.PathLike[str], named: Mapping[str, str]) -> d
         raise FileNotFoundError(
             f"weights: expected 'imagenet', 'kinetics400' or a file; there is no file {str(file)!r}"
         )
-    return _read(file)
+    with _damage_named(file):
+        state = torch.load(file, "cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file}: expected a state dict, names to tensors; save `model.state_dict()`")
+    return state
 
 
 def _from_torchvision(entry: str) -> dict[str, Tensor]:
     from torchvision.models import get_weight  # takes seconds
 
-    url = get_weight(entry).url
-    file = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file), file.stem.rsplit("-", 1)[1])
-        except OSError as error:
-            raise OSError(
-                f"{file.name} cannot be downloaded ({error}). It is torchvision's {entry}: fetch {url} "
-                f"where there is a network, and put it into {file.parent}"
-            ) from error
-    return _read(file)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
+    source = get_weight(entry)
+    file = Path(torch.hub.get_dir(), "checkpoints", source.url.rsplit("/", 1)[1])
     try:
-        state = torch.load(file, "cpu", weights_only=True)
+        with _damage_named(file), redirect_stdout(sys.stderr):  # it reports a download on stdout, which is for results
+            return source.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise OSError(
+            f"{file.name} cannot be downloaded ({error}). It is torchvision's {entry}: fetch {source.url} "
+            f"where there is a network, and put it into {file.parent}"
+        ) from error
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{file}: cannot be read as PyTorch weights ({error}); fetch it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file}: expected a state dict, names to tensors; save `model.state_dict()`")
-    return state

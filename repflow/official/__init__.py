@@ -1,6 +1,6 @@
 """The 2019 PyTorch releases today: their layers, their networks, and their weights."""
 
-from repflow.official.checkpoints import CheckpointError, convert, kind_of, load, of_training, read
+from repflow.official.checkpoints import CheckpointError, build, convert, kind_of, load, of_training, read
 from repflow.official.layers import FlowLayer201902, FlowLayer201906
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 
@@ -10,6 +10,7 @@ __all__ = [
     "FlowLayer201906",
     "HMDBFlowOfFlow",
     "KineticsModel",
+    "build",
     "convert",
     "kind_of",
     "load",

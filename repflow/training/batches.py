@@ -1,12 +1,12 @@
-"""Which clips make up which step: a function of (seed, step) alone."""
+"""The clips of each step: a function of (seed, step) alone."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 
-import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repflow.data import Clips
@@ -14,6 +14,8 @@ from repflow.data.clips import Inputs, Samples
 from repflow.data.lists import Checked
 from repflow.evaluation import check_sizes
 from repflow.training.recipe import Recipe
+
+Batch = tuple[Tensor | list[Tensor], Tensor]  # clips (N, 3, T, H, W) or [clips, flow], and labels (N,)
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Part:
 
 
 def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
-    """The videos of `source` in two parts, for training and for validation, of each class the same `share`.
+    """Divide the videos of `source` into a part for training and one, with `share` of each class, for validation.
 
-    At least one video of a class with two or more is in either part. Which they are depends on the order of `samples`,
-    share and seed alone. They are drawn video by video: HMDB51's clips of one film may be in both parts, so accuracy on
-    the second part is higher than on the test fold, whose films are others. It ranks checkpoints; it is no result.
+    Each part has at least one video of a class with two or more. The order of `samples`, share and seed alone decide.
+    Videos are drawn one by one: HMDB51's clips of one film may be in both parts, so accuracy on the second part is
+    higher than on the test fold, which has other films. It ranks checkpoints; it is no result.
+
+        >>> training, validation = split(SyntheticMotion("motion"), 0.1, seed=0)
     """
     labels = np.array([label for _, label in source.samples])
     held_out: set[int] = set()
@@ -48,12 +52,12 @@ def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """What each part of each step trains on, as (epoch, index) pairs, from step `first` to the last.
+    """The clips of each part of each step, as (epoch, index) pairs, from step `first` to the last.
 
-    An epoch goes once through the clips, in an order by (seed, epoch); clips that don't fill a batch are left out. A
-    step's batch is cut into `accumulate` × `processes` equal parts, and this process gets those of its `rank`: together
-    the processes see what one alone would see. Raises ValueError for a batch that is larger than all clips, or cannot
-    be cut so.
+    An epoch goes once through the clips, in an order by (seed, epoch); the last clips that do not fill a batch are left
+    out. A step's batch is cut into `accumulate` × `processes` equal parts, and this process gets those of its `rank`:
+    together the processes see what one alone would see. Raises ValueError for a batch that is larger than all clips,
+    or that cannot be cut into such parts.
     """
 
     def __init__(self, clips: int, recipe: Recipe, first: int = 0, rank: int = 0, processes: int = 1) -> None:
@@ -92,21 +96,14 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
         return self.clips.draw(*key)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Inputs, int]]:
-        """A batch, which PyTorch's loader asks for as such."""
+        """The items of a batch; PyTorch's loader calls this method if there is one."""
         items = [self[key] for key in keys]
         check_sizes(self.clips, [(index, inputs) for (_, index), (inputs, _) in zip(keys, items, strict=True)])
         return items
 
 
-class TrainingClips(L.LightningDataModule):
-    """Batches of clips for training from step `first` on; each process gets its parts of them."""
-
-    def __init__(self, clips: Clips, recipe: Recipe, first: int) -> None:
-        super().__init__()
-        self.clips, self.recipe, self.first = clips, recipe, first
-
-    def train_dataloader(self) -> DataLoader:
-        place = self.trainer.global_rank, self.trainer.world_size
-        batches = StepBatches(len(self.clips), self.recipe, self.first, *place)
-        options = {"num_workers": self.recipe.workers, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(EpochClips(self.clips), batch_sampler=batches, **options)
+def load_batches(clips: Clips, batches: StepBatches, workers: int) -> DataLoader[Batch]:
+    """The batches as tensors, read by `workers` processes, or by this one for 0."""
+    return DataLoader(
+        EpochClips(clips), batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )

@@ -1,24 +1,29 @@
-"""A checkpoint with all that its use needs, of this package or of the 2019 release."""
+"""Checkpoints: of this package's runs and of the 2019 release, with all that their use needs."""
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from repflow import official
 from repflow.data import PRESETS
-from repflow.training.folder import model_of
+from repflow.models import build_model
 
-# The size before the crop is our choice, since the release's is not known.
+# The size before the crop is our choice: the release does not say its own.
 RELEASED: dict[str, Any] = PRESETS["2019"] | {"resize": 128}
+_CLASSIFIER = re.compile(r"(?:^|\.)classify\.")
+_PARTS = {"step", "config", "model", "optimizer", "schedule", "precision", "losses", "best"}
 
 
 class Checkpoint(NamedTuple):
     """A trained model and how it was trained.
 
-    model: on the CPU, in eval mode; clips: the arguments of `Clips` and `Views` that give it clips as in its training;
-    config: the run's, as in config.json; classes: names in the order of the scores. The last two are None where the
-    checkpoint does not know them, as the 2019 release's don't.
+    model: on the CPU, in eval mode; clips: the arguments of `Clips` and `Views` that cut clips as its training did;
+    config: the run's, as in config.json; classes: names in the order of the scores. The last two are None if the
+    checkpoint does not have them, as those of the 2019 release.
     """
 
     model: nn.Module
@@ -30,12 +35,15 @@ class Checkpoint(NamedTuple):
 def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     """Read a checkpoint of `train`, or weights of the 2019 release in any form that `official.load` takes, with `key`.
 
-    Flow that was read from a folder is not in `clips`: the folder may be another one by now. Raises CheckpointError (a
+    Flow that was read from a folder is not in `clips`, since that folder may have moved. Raises CheckpointError (a
     ValueError) for anything else.
+
+        >>> checkpoint = open_checkpoint("runs/motion/best.pt")
+        >>> views = Views(source, clips=10, **checkpoint.clips)
     """
     content = official.read(path)
     if not official.of_training(content):
-        return Checkpoint(official.load(path, None, key), dict(RELEASED))
+        return Checkpoint(official.build(content, path, key=key), dict(RELEASED))
     if key:
         raise official.CheckpointError(f"{path}: a checkpoint of `repflow train` has one model, leave out key {key!r}")
     config = content["config"]
@@ -43,4 +51,68 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     clips = {name: trained_on[name] for name in ("frames", "stride", "resize", "crop", "inverted")}
     if trained_on["flow"] == "tvl1":
         clips["flow"] = "tvl1"
-    return Checkpoint(model_of(content), clips, config, config["about"].get("classes"))
+    return Checkpoint(_model(content), clips, config, config["about"].get("classes"))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint of `train` as a dictionary, on the CPU.
+
+    step: steps done; config: the run's, as in config.json; model, optimizer, schedule and precision: state dicts;
+    losses: of every step; best: of the best validation, or None. best.pt has no more than step, config, model and
+    best. Raises FileNotFoundError, and ValueError for a file that is no such checkpoint.
+
+        >>> read_checkpoint("runs/motion/best.pt")["best"]["top1"]
+        87.5
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check the path")
+    try:
+        state = official.read(path)
+    except official.CheckpointError as error:
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); take another one") from error
+    if not isinstance(state, dict) or not {"step", "config", "model"} <= set(state) <= _PARTS:
+        raise ValueError(f"{path}: expected a checkpoint of `repflow train`, got something else; take another file")
+    return state
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """The model of a checkpoint of `train`, on the CPU, in eval mode. Raises as `read_checkpoint`.
+
+    >>> model = load_model("runs/motion/best.pt")
+    """
+    return _model(read_checkpoint(path))
+
+
+def _model(state: Mapping[str, Any]) -> nn.Module:
+    config = state["config"]
+    options = {name: value for name, value in config["options"].items() if name != "weights"}  # they are replaced
+    model = build_model(config["model"], config["num_classes"], **options)
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy all weights of a checkpoint of `train` but the classifier's. Raises ValueError for another model's."""
+    model.load_state_dict(model.state_dict() | body_weights(model, path))
+
+
+def body_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of a checkpoint of `train` but the classifier's, in names and shapes those of `model`.
+
+    Raises ValueError for a checkpoint of another model.
+    """
+    state = read_checkpoint(path)
+    body = {name: value for name, value in state["model"].items() if not _CLASSIFIER.search(name)}
+    old = {name: str(tuple(value.shape)) for name, value in body.items()}
+    new = {name: str(tuple(value.shape)) for name, value in model.state_dict().items() if not _CLASSIFIER.search(name)}
+    mismatches = [
+        f"{name} {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if mismatches:
+        raise ValueError(
+            f"{path}: is of {state['config']['model']} with {state['config']['options'] or 'no options'}, which does "
+            f"not fit this model: {'; '.join(mismatches)}. Take that model with those options, or another checkpoint"
+        )
+    return body

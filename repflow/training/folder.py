@@ -1,41 +1,36 @@
-"""A run's folder: config.json, metrics.csv, log.txt, best.pt and checkpoints/, so that no moment can spoil it."""
+"""A run's folder: config.json, metrics.csv, log.txt, best.pt and checkpoints/, whole at every moment."""
 
-import csv
 import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
-import pickle
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from repflow.files import Row, read_csv, write_whole
-from repflow.models import build_model
+from repflow.data import Clips
+from repflow.files import read_csv, write_whole
 from repflow.records import circumstances
+from repflow.training.checkpoint import read_checkpoint
 
-COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
 KEPT = 2  # newest checkpoints
-_LINE = re.compile(r"^(\d+),.*\n", re.MULTILINE)
-_CLASSIFIER = re.compile(r"(?:^|\.)classify\.")
-_PARTS = {"step", "config", "model", "optimizer", "schedule", "precision", "losses", "best"}
 _log = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """A training cannot begin or go on. The message says why, what is safe, and what to do."""
+    """A training cannot begin or go on. The message gives the reason, what is safe, and what to do."""
 
 
 class RunFolder:
-    """The folder of one run. `writes` is true in the one process that writes; others only read.
+    """The folder of one run. Only the process with `writes` writes; the others read.
 
-    config: what the run is. Where the folder holds another run's, ValueError lists the differences. Raises OSError for
-    a folder that cannot be written.
+    config: what decides about the run. Raises ValueError with the differences if the folder holds another run,
+    TrainingError if another process is training there, and OSError if it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], writes: bool = True) -> None:
@@ -50,15 +45,15 @@ class RunFolder:
         with self.telling("config.json"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock()
-            for torn in (*self.path.glob("*.unfinished"), *self.checkpoints.glob("*.unfinished")):
-                torn.unlink()  # what a killed process was writing
+            for unfinished in (*self.path.glob("*.unfinished"), *self.checkpoints.glob("*.unfinished")):
+                unfinished.unlink()  # a killed process was writing it
             if not file.exists() or self._is_unused():
-                made = circumstances("lightning", "numba", "triton", "av")
+                made = circumstances("lightning_fabric", "numba", "triton", "av")
                 write_whole(file, json.dumps({"run": self.config, "made": made}, indent=2).encode())
         self._compare(json.loads(file.read_text(encoding="utf-8"))["run"])
 
     def _is_unused(self) -> bool:
-        """Whether the run that the folder was made for ended before anything came of it."""
+        """Whether the folder's run ended without a row of metrics or a checkpoint."""
         metrics = self.path / "metrics.csv"
         rows = read_csv(metrics) if metrics.exists() else []
         return not rows and not any(self.checkpoints.iterdir())
@@ -73,8 +68,8 @@ class RunFolder:
                 f"{self.path}: another process is training there; wait for it, or name another folder"
             ) from None
 
-    def _compare(self, there: Mapping[str, Any]) -> None:
-        old, new = _flat(there), _flat(self.config)
+    def _compare(self, config: Mapping[str, Any]) -> None:
+        old, new = _flat(config), _flat(self.config)
         differences = [
             f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} now"
             for key in sorted(old.keys() | new.keys())
@@ -87,7 +82,7 @@ class RunFolder:
             )
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, None where there is none. Others are kept under another name."""
+        """The newest checkpoint that can be read, or None. Damaged ones are kept under another name."""
         for file in sorted(self.checkpoints.glob("step-*.pt"), reverse=True):
             try:
                 return read_checkpoint(file)
@@ -97,15 +92,14 @@ class RunFolder:
                     file.rename(f"{file}.unreadable")
         return None
 
-    def save(self, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint; the two newest are kept."""
-        file = self.checkpoints / f"step-{state['step']:09}.pt"
-        self._write(file, state)
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and remove all but the two newest."""
+        self._write(self.checkpoints / f"step-{state['step']:09}.pt", state)
         for old in sorted(self.checkpoints.glob("step-*.pt"))[:-KEPT]:
             old.unlink()
-        return file
 
     def save_best(self, state: Mapping[str, Any]) -> None:
+        """Write best.pt."""
         self._write(self.path / "best.pt", state)
 
     def _write(self, file: Path, state: Mapping[str, Any]) -> None:
@@ -115,53 +109,40 @@ class RunFolder:
             write_whole(file, view)
 
     @contextmanager
-    def telling(self, what: str) -> Iterator[None]:
-        """While something is written: an OSError tells what is not lost, and the way out."""
+    def telling(self, name: str) -> Iterator[None]:
+        """While the file `name` is written: add to an OSError what is safe, and what to do."""
         try:
             yield
         except OSError as error:
             raise OSError(
-                f"{what} cannot be written in {self.path} ({error.strerror}); {self.safe()}. Make room there, see to "
+                f"{name} cannot be written in {self.path} ({error.strerror}); {self.safe()}. Make room there, see to "
                 "the permissions, and run the same again: it goes on from there. Or name another folder"
             ) from error
 
     def safe(self) -> str:
-        """What is not lost, in words."""
-        good = max(self.checkpoints.glob("step-*.pt"), default=None)
-        return f"the newest good checkpoint is {good}" if good else "there is no checkpoint yet"
+        """Which checkpoint is safe, as part of a sentence."""
+        newest = max(self.checkpoints.glob("step-*.pt"), default=None)
+        return f"the newest good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
-class Metrics:
-    """metrics.csv: a row is written, whole, as soon as it is known.
-
-    Opening cuts off what was written after `step`, a torn line included: it will be computed again, and be the same.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        file = folder / "metrics.csv"
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        kept = [line[0] for line in _LINE.finditer(text) if int(line[1]) <= step]
-        write_whole(file, "".join([",".join(COLUMNS) + "\n", *kept]).encode())
-        self._file = file.open("a", encoding="utf-8", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-
-    def add(self, row: Row) -> None:
-        self._writer.writerow(row)
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Return when all rows are on the disk, so that no checkpoint is ahead of them."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with suppress(OSError):  # a row that could not be written has been told of
-            self._file.close()
+def describe_clips(clips: Clips) -> dict[str, Any]:
+    """The part of a run's config for its clips: the videos in their order, as a digest, and how clips are cut."""
+    digest = hashlib.sha256()
+    for path, label in clips.samples:
+        place = os.path.relpath(path, clips.root) if clips.root else os.path.basename(path)
+        digest.update(f"{place} {label}\n".encode(errors="surrogateescape"))
+    names = "frames", "stride", "resize", "crop", "area", "flip", "inverted", "seed"
+    settings = {name: getattr(clips, name) for name in names}
+    flow = clips.flow if clips.flow in (None, "tvl1") else "given"
+    return {"videos": len(clips), "digest": digest.hexdigest()[:16], "flow": flow} | settings
 
 
 def seconds_of(checkpoint: str | os.PathLike[str]) -> float:
-    """The seconds that the steps and validations of a checkpoint's run took; after a stop, of what was kept.
+    """The seconds of all steps and validations of a checkpoint's run; after a stop, of those that were kept.
 
-    Raises FileNotFoundError for a checkpoint that does not lie in its run's folder, beside metrics.csv.
+    Raises FileNotFoundError if metrics.csv is not in the checkpoint's folder or the one above.
+
+        >>> minutes = seconds_of("runs/motion/best.pt") / 60
     """
     files = [folder / "metrics.csv" for folder in Path(checkpoint).absolute().parents[:2]]
     file = next((file for file in files if file.is_file()), None)
@@ -175,62 +156,6 @@ def seconds_of(checkpoint: str | os.PathLike[str]) -> float:
         total += steps * float(row["seconds"])
         last = int(row["step"])
     return total
-
-
-def read_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint of this package, on the CPU.
-
-    step: steps done; config: the run's, as in config.json; model, optimizer, schedule and precision: their state dicts
-    (best.pt has the model's alone); losses: of each step, float64; best: step, loss and top1 of the best validation.
-    Raises FileNotFoundError, and ValueError for a file that is no such checkpoint.
-    """
-    try:
-        state = torch.load(file, "cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: expected a checkpoint, found no file; check the path") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file}: cannot be read as a checkpoint ({error}); take another one") from error
-    if not isinstance(state, dict) or not {"step", "config", "model"} <= set(state) <= _PARTS:
-        raise ValueError(f"{file}: expected a checkpoint of `repflow train`, got something else; take another file")
-    return state
-
-
-def load_model(file: str | os.PathLike[str]) -> torch.nn.Module:
-    """The model of a checkpoint, on the CPU, in eval mode. Raises as `read_checkpoint`."""
-    return model_of(read_checkpoint(file))
-
-
-def model_of(state: Mapping[str, Any]) -> torch.nn.Module:
-    """The model of a checkpoint that was read."""
-    config = state["config"]
-    options = {name: value for name, value in config["options"].items() if name != "weights"}  # they are replaced
-    model = build_model(config["model"], config["num_classes"], **options)
-    model.load_state_dict(state["model"])
-    return model.eval()
-
-
-def load_weights(model: torch.nn.Module, file: str | os.PathLike[str]) -> None:
-    """Take over everything but the classifier from a checkpoint. Raises ValueError for one of another model."""
-    model.load_state_dict(model.state_dict() | body_for(model, file))
-
-
-def body_for(model: torch.nn.Module, file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Everything but the classifier from a checkpoint that fits the model. Raises ValueError for one of another."""
-    state = read_checkpoint(file)
-    own = model.state_dict()
-    there, here = ({k: v for k, v in part.items() if not _CLASSIFIER.search(k)} for part in (state["model"], own))
-    mismatches = [
-        f"{key} {tuple(there[key].shape) if key in there else 'missing'} there, "
-        f"{tuple(here[key].shape) if key in here else 'missing'} here"
-        for key in sorted(there.keys() | here.keys())
-        if key not in there or key not in here or there[key].shape != here[key].shape
-    ]
-    if mismatches:
-        raise ValueError(
-            f"{file}: is of {state['config']['model']} with {state['config']['options'] or 'no options'}, which does "
-            f"not fit this model: {'; '.join(mismatches)}. Take that model with those options, or another checkpoint"
-        )
-    return there
 
 
 def _plain(value: object) -> object:

@@ -1,7 +1,7 @@
 """How a system is trained: one typed set of numbers, with presets by name."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from repflow.data import Clips
 from repflow.data.clips import Samples
@@ -9,67 +9,49 @@ from repflow.data.clips import Samples
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults: for clips of 48x48 pixels and nine frames, a minute on two cores.
     "motion": {"steps": 200},
-    # The 2019 release's settings, but for two things: its scheduler watched the test split, ours a part of the training
-    # fold; and its pixels were turned upside down, which fresh weights do not care about and others do not expect.
+    # The 2019 release's settings with two changes: its scheduler watched the test split, ours a part of the training
+    # fold; and its pixels were inverted, which makes no difference to fresh weights, and which others do not expect.
     "2019": {
-        "epochs": 60,
-        "batch": 24,
-        "optimizer": "sgd",
-        "rate": 0.01,
-        "reference_batch": 24,
-        "flow_rate": 0.01,
-        "weight_decay": 1e-6,
-        "schedule": "plateau",
-        "clip_norm": None,
-        "dropout": 0.5,
-        "frames": 16,
-        "stride": 2,
-        "crop": 112,
+        "epochs": 60, "batch": 24, "optimizer": "sgd", "rate": 0.01, "reference_batch": 24, "flow_rate": 0.01,
+        "weight_decay": 1e-6, "schedule": "plateau", "clip_norm": None, "dropout": 0.5,
+        "frames": 16, "stride": 2, "crop": 112,
     },
     "modern": {
-        "epochs": 60,
-        "batch": 64,
-        "rate": 1e-3,
-        "reference_batch": 64,
-        "flow_rate": 0.1,
-        "weight_decay": 0.05,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "label_smoothing": 0.1,
-        "dropout": 0.5,
-        "precision": "bf16-mixed",
-        "channels_last": True,
-        "compile": True,
-        "frames": 16,
-        "stride": 2,
-        "resize": 128,
-        "crop": 112,
-        "area": (0.25, 1.0),
-        "flip": True,
+        "epochs": 60, "batch": 64, "rate": 1e-3, "reference_batch": 64, "flow_rate": 0.1, "weight_decay": 0.05,
+        "schedule": "cosine", "warmup": 0.05, "label_smoothing": 0.1, "dropout": 0.5,
+        "precision": "bf16-mixed", "channels_last": True, "compile": True,
+        "frames": 16, "stride": 2, "resize": 128, "crop": 112, "area": (0.25, 1.0), "flip": True,
     },
-}
+}  # fmt: skip
+_ABOVE_0 = ("steps", "epochs", "batch", "accumulate", "rate", "reference_batch", "clip_norm", "patience",
+            "frames", "stride", "validate_every", "save_every", "log_every")  # fmt: skip
+_FROM_0 = "flow_rate", "weight_decay", "workers", "seed"
+_SHARES = "momentum", "warmup", "label_smoothing", "dropout", "validation"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides about a training but the data and the model. The defaults suit SyntheticMotion.
+    """The settings of a training, without its data and its model. The defaults suit SyntheticMotion.
 
-    Length: either of steps, optimiser steps, and epochs.
+    Length: either steps of the optimiser, or epochs.
     Batches: batch: clips a step, over all devices; accumulate: parts that a device computes one after another.
     Optimiser: optimizer: AdamW, or SGD with momentum; rate: learning rate of a batch of reference_batch clips, and
-        proportional to the batch (Goyal et al. 2017); flow_rate: what the flow layers' own parameters learn with,
-        relative to the rest; weight_decay; clip_norm: the gradient's longest norm, None for any (the solver's gradients
-        are heavy-tailed).
+        proportional to the batch (Goyal et al. 2017); flow_rate: the rate of the flow layers' own parameters, relative
+        to the rest; weight_decay; clip_norm: the gradient's longest norm, None for any (the solver's gradients are
+        heavy-tailed).
     Schedule: "cycle": one cycle of the rate (Smith and Topin 2019); "cosine": down to 0, after a linear rise over the
         share `warmup` of the steps; "plateau": a tenth after `patience` validations without a lower loss.
     Regularisation: label_smoothing; dropout: `build_model`'s.
-    Speed: precision: as Lightning calls it; channels_last: memory format; compile: by `torch.compile`.
+    Speed: precision: by its name in Lightning; channels_last: memory format; compile: by `torch.compile`.
     Clips: frames, stride, resize, crop, area and flip: see `repflow.data.Clips`.
-    Validation: validation: share of the training videos that it takes; validate_every: steps, None for an epoch.
+    Validation: validation: its share of the training videos; validate_every: steps, None for an epoch.
     Run folder: save_every, log_every: steps.
-    workers: processes that read videos, 0 for none; they change nothing but the time. seed: everything random.
+    workers: processes that read videos, 0 for none; they change the time alone. seed: of everything random.
 
-    Raises ValueError for a value that cannot be.
+    Raises ValueError that names the setting and the values it may have.
+
+        >>> Recipe(steps=400, batch=32).scaled_rate
+        0.006
     """
 
     steps: int | None = None
@@ -107,20 +89,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"expected either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
-        for names, fits, expected in (
-            (("steps", "epochs", "clip_norm", "validate_every"), lambda v: v is None or v > 0, "a number > 0, or None"),
-            (("batch", "accumulate", "rate", "reference_batch", "patience", "frames", "stride", "save_every",
-              "log_every"), lambda v: v > 0, "a number > 0"),
-            (("flow_rate", "weight_decay", "workers", "seed"), lambda v: v >= 0, "a number >= 0"),
-            (("momentum", "warmup", "label_smoothing", "dropout", "validation"), lambda v: 0 <= v < 1,
-             "a number from 0 to below 1"),
-            (("optimizer",), ("adamw", "sgd").__contains__, "adamw or sgd"),
-            (("schedule",), ("cycle", "cosine", "plateau").__contains__, "cycle, cosine or plateau"),
-            (("precision",), ("32-true", "bf16-mixed", "16-mixed").__contains__, "32-true, bf16-mixed or 16-mixed"),
-        ):  # fmt: skip
-            for name in names:
-                if not fits(getattr(self, name)):
-                    raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                fits, expected = value in get_args(hint), f"one of {', '.join(get_args(hint))}"
+            elif name in _ABOVE_0:
+                fits, expected = value is None or value > 0, "a number > 0"
+            elif name in _FROM_0:
+                fits, expected = value >= 0, "a number >= 0"
+            else:
+                fits, expected = name not in _SHARES or 0 <= value < 1, "a number from 0 to below 1"
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}")
 
@@ -137,7 +117,7 @@ class Recipe:
 
     @property
     def scaled_rate(self) -> float:
-        """The learning rate that is used: `rate`, scaled to the batch."""
+        """The learning rate of the optimiser: `rate`, scaled to the batch."""
         return self.rate * self.batch / self.reference_batch
 
     def clips(self, source: Samples, *, train: bool, flow: str | None = None) -> Clips:

@@ -1,0 +1,96 @@
+"""What a run reports while it goes on: rows of metrics.csv, a progress bar, and times."""
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from time import perf_counter
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from repflow.files import write_whole
+from repflow.training.batches import StepBatches
+from repflow.training.folder import RunFolder
+from repflow.training.surroundings import peak_mib
+
+COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
+_LINE = re.compile(r"^(\d+),.*\n", re.MULTILINE)
+
+
+class Record:
+    """A run's metrics.csv, progress bar and stopwatch. Without `is_first` nothing is written or shown.
+
+    Opening removes the rows after the step to go on from, a torn line included: the run computes them again.
+    """
+
+    def __init__(self, folder: RunFolder | None, batches: StepBatches, is_first: bool) -> None:
+        self._folder, self._per_epoch = folder, batches.per_epoch
+        self._file = _open(folder, batches.first) if folder and is_first else None
+        options = {"desc": "training", "unit": "step", "leave": False}
+        if not is_first:
+            options["disable"] = True  # disable=False would overrule TQDM_DISABLE
+        self._bar = tqdm(total=batches.steps, initial=batches.first, **options)
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0  # since the last row; without validations
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time inside as that of steps."""
+        begin = perf_counter()
+        yield
+        self._seconds += perf_counter() - begin
+
+    def waiting_for(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items; the time until each arrives counts as waiting."""
+        begin = perf_counter()
+        for item in items:
+            self._waited += perf_counter() - begin
+            yield item
+            begin = perf_counter()
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._bar.update()
+
+    def add_steps(self, step: int, loss: float, rate: float) -> None:
+        """Write the row of the steps up to `step`: their mean loss, the learning rate, times and memory."""
+        share, memory = self._waited / self._seconds, peak_mib()
+        self._bar.set_postfix(loss=f"{loss:.3f}", waiting=f"{share:.0%}", MiB=memory)
+        times = {"seconds": round(self._seconds / self._steps, 4), "waiting": round(share, 4), "peak_mib": memory}
+        self._add(step, {"loss": loss, "rate": rate} | times)
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+
+    def add_validation(self, step: int, seconds: float, loss: float, top1: float) -> None:
+        """Write the row of a validation, top1 in percent."""
+        self._add(step, {"seconds": round(seconds, 4), "val_loss": loss, "val_top1": top1})
+
+    def _add(self, step: int, row: dict[str, float]) -> None:
+        if self._file:
+            with self._folder.telling("metrics.csv"):
+                row = {"step": step, "epoch": (step - 1) // self._per_epoch} | row
+                csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(row)
+                self._file.flush()
+
+    def sync(self) -> None:
+        """Return when all rows are on the disk, so that no checkpoint is ahead of them."""
+        if self._file:
+            with self._folder.telling("metrics.csv"):
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._file:
+            with suppress(OSError):  # a row that could not be written has raised already
+                self._file.close()
+
+
+def _open(folder: RunFolder, step: int) -> TextIOWrapper:
+    path = folder.path / "metrics.csv"
+    with folder.telling("metrics.csv"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kept = [line[0] for line in _LINE.finditer(text) if int(line[1]) <= step]
+        write_whole(path, "".join([",".join(COLUMNS) + "\n", *kept]).encode())
+        return path.open("a", encoding="utf-8", newline="")
