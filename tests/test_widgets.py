@@ -1,7 +1,6 @@
 """The explorers, without a browser: what a slider changes, what is told, what goes wrong visibly."""
 
 import io
-import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -176,16 +175,6 @@ def test_explorers_wait_until_a_slider_is_let_go_and_fit_narrow_pages(pair, clip
 
 
 @pytest.mark.slow  # of itself it is quick, but others must not use the machine meanwhile
-def test_a_new_figure_comes_soon():
-    explorer = parts(tvl1_explorer(*made_pair("turn")))
-    times = []
-    for value in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
-        start = time.perf_counter()
-        explorer.lam.value = value
-        times.append(time.perf_counter() - start)
-    assert np.median(times) <= 0.3  # seconds, 256 × 256, 30 iterations, two cores
-
-
 def test_learned_flows_are_those_of_the_layers(clip, rng):
     x = torch.randn(6, 5, 12, 14, generator=rng)
     for layer in (RepresentationFlow(6, bottleneck=4), FlowOfFlow(6, bottleneck=4)):
