@@ -17,8 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from repflow.cli import main
 from repflow.lab import UsageError, environment, plan, read_parameters, report, run, site, worker
+from repflow.lab.jobs import read_profile
 from repflow.lab.pages import heading, mathml, notebook_page
-from repflow.lab.parameters import read_profile
 from repflow.lab.runner import _tidy
 
 PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

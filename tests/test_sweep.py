@@ -24,7 +24,9 @@ import repflow.cli
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
 from repflow.files import read_csv
-from repflow.lab import UsageError, answers, questions
+from repflow.lab import UsageError
+from repflow.lab.sweeps import answers
+from repflow.lab.sweeps import study as questions
 from repflow.lab.sweeps.grid import _Loader, read_sweep
 from repflow.lab.sweeps.run import (
     Processes,

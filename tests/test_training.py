@@ -308,7 +308,7 @@ def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean frames"),
+    [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean 'frames'"),
      (["--init-from", "no.pt"], "no.pt: expected a checkpoint")],
 )  # fmt: skip
 def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path):
@@ -323,7 +323,7 @@ def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path)
      ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine")],
 )  # fmt: skip
 def test_settings_are_typed(text, value):
-    recipe, options = command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+    recipe, options = command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
     assert getattr(recipe, text.partition("=")[0]) == value
     assert not options
     assert recipe.optimizer == "adamw"
@@ -331,19 +331,19 @@ def test_settings_are_typed(text, value):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("flip=no", "one of true, false, got 'no'"), ("steps=1e3", "a whole number, or none"), ("rate=x", "a number"),
-     ("schedule=step", "cycle, cosine, plateau"), ("area=1", "2 values"), ("bottlenek=3", "did you mean bottleneck"),
-     ("flip", "one of true, false, got ''")],
+    [("flip=no", "true or false, got 'no'"), ("steps=1e3", "a whole number or none"), ("rate=x", "a finite number"),
+     ("schedule=step", "cycle, cosine, plateau"), ("area=1", "2 values"), ("bottlenek=3", "did you mean 'bottleneck'"),
+     ("flip", "true or false, got ''")],
 )  # fmt: skip
 def test_wrong_settings_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
-        command._settings(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
+        command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))
 
 
 def test_model_options_are_told_from_the_recipe():
     words = ["--out", "x", "--data", "synthetic", "y", "--set", "conv_between=false", "learn=tau,theta", "weights=none",
              "flow_after=1", "dropout=0.5"]  # fmt: skip
-    recipe, options = command._settings(arguments(*words))
+    recipe, options = command.settings_of(arguments(*words))
     assert options == {"conv_between": False, "learn": ["tau", "theta"], "weights": None, "flow_after": 1}
     assert recipe == Recipe.preset("motion", dropout=0.5)
 

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
     first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
     from repflow.files import text_table
-    from repflow.lab import sweep as sweeps
+    from repflow.lab.sweeps import run as sweeps
     from repflow.lab.sweeps.grid import read_sweep
 
     if arguments.jobs is not None and arguments.jobs < 1:

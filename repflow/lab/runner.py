@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repflow.lab.jobs import Job
 from repflow.lab.notebook import reported, summary
-from repflow.lab.parameters import Job
 from repflow.records import environment
 
 if TYPE_CHECKING:

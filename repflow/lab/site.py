@@ -12,9 +12,9 @@ import jinja2
 import nbformat
 from markupsafe import Markup
 
+from repflow.lab.jobs import OWN_PAGES, Job
 from repflow.lab.notebook import summary
 from repflow.lab.pages import notebook_page
-from repflow.lab.parameters import OWN_PAGES, Job
 from repflow.lab.reference import reference
 
 log = logging.getLogger(__name__)

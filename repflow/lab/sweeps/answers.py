@@ -6,8 +6,8 @@ repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv result
 import warnings
 
 from repflow.files import Row, read_csv, text_table
+from repflow.lab.jobs import find_notebooks
 from repflow.lab.notebook import show
-from repflow.lab.parameters import find_notebooks
 from repflow.lab.sweeps.grid import Sweep, read_sweep
 from repflow.lab.sweeps.run import draw, summary
 from repflow.records import results_folder

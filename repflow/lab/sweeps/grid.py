@@ -15,14 +15,11 @@ A study is a function of plain keywords with defaults that returns {metric: numb
 point, with each {name} a parameter; they write their metrics to {out}/metrics.json.
 """
 
-import ast
-import difflib
 import hashlib
 import importlib
 import inspect
 import itertools
 import json
-import math
 import re
 import shlex
 import string
@@ -34,14 +31,8 @@ from typing import Any
 
 import yaml
 
-from repflow.lab.parameters import (
-    PROFILES,
-    Parameter,
-    UsageError,
-    _annotation,
-    find_notebooks,
-    read_parameters,
-)
+from repflow.lab.jobs import find_notebooks
+from repflow.lab.parameters import PROFILES, Parameter, UsageError, read_parameters, unknown
 
 ENTRIES = (
     "question",
@@ -177,9 +168,7 @@ def _points(subject: _Subject, entries: Mapping[str, Any], overrides: Mapping[st
     varied = dict.fromkeys(itertools.chain(*_grids(entries)))
     for name in (*fixed, *varied, *overrides):
         if name not in parameters:
-            close = difflib.get_close_matches(str(name), parameters, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(parameters)}"
-            raise UsageError(f"no parameter {name!r}; {hint}")
+            raise UsageError(f"{unknown('parameter', name, parameters)} there are: {', '.join(parameters)}")
         if name in varied and (name in fixed or name in overrides):
             raise UsageError(f"{name} is both fixed and in the grid; leave one out")
     fixed = {name: parameters[name].check(value) for name, value in fixed.items()}
@@ -268,31 +257,18 @@ def _commands(lines: list[str]) -> _Subject:
         filled = {name: _text(value) for name, value in values.items()} | {"out": "{out}"}
         return [[*_REPFLOW, *(word.format(**filled) for word in line[1:])] for line in words]
 
-    return _Subject({name: _Anything(name) for name in sorted(names - {"out"})}, commands)
+    return _Subject(
+        {name: Parameter(name, object, default=inspect.Parameter.empty) for name in sorted(names - {"out"})}, commands
+    )
 
 
 _SUBJECTS: dict[str, Callable[[Any], _Subject]] = {"notebook": _notebook, "study": _study, "commands": _commands}
 
 
-class _Anything(Parameter):
-    """A parameter in a command line, which has no type of its own and no default."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, str, (), False, "", inspect.Parameter.empty)
-
-    def check(self, value: object) -> Any:
-        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise UsageError(f"{self.name} takes text, a finite number, true or false, not {value!r}")
-        return value
-
-
 def _keywords(study: Callable[..., object]) -> dict[str, Parameter]:
     """A function's parameters as those of a notebook's cell."""
-    found = {}
-    for name, entry in inspect.signature(study).parameters.items():
-        annotation = ast.parse(inspect.formatannotation(entry.annotation), mode="eval").body
-        found[name] = Parameter(name, *_annotation(annotation), "", entry.default)
-    return found
+    entries = inspect.signature(study).parameters.items()
+    return {name: Parameter.typed(name, entry.annotation, default=entry.default) for name, entry in entries}
 
 
 def _name(axes: list[str], values: Values, subject: str) -> str:
