@@ -183,17 +183,19 @@ def _kernel() -> "Iterator[KernelManager]":
     # The kernel warns of its unencrypted sockets, which never leave this machine.
     arguments = ["--IPKernelApp.log_level=CRITICAL", "--HistoryManager.hist_file=:memory:"]
     kernel = KernelManager(kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient")
-    client = kernel.client()
-    kernel.client = lambda: client  # nbclient asks for a client, and would leave it open
     try:
         # Its stdout is our stderr, 2: the last line on our stdout is the run's.
         kernel.start_kernel(extra_arguments=arguments, env=variables, stdout=2)
-        yield kernel
+        client = kernel.client()
+        kernel.client = lambda: client  # nbclient would make one, and leave it open
+        try:
+            yield kernel
+        finally:
+            client.stop_channels()
     finally:
         if kernel.provisioner and kernel.provisioner.pgid:
             with suppress(ProcessLookupError):
                 os.killpg(kernel.provisioner.pgid, signal.SIGKILL)
-        client.stop_channels()
         kernel.shutdown_kernel(now=True)
 
 
