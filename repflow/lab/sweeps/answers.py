@@ -1,6 +1,6 @@
 """The sweeps in notebooks/sweeps and what they measured, in results/sweeps: a question, a hypothesis, a table.
 
-repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
+repflow sweep notebooks/sweeps/where.toml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
 """
 
 import warnings
@@ -8,8 +8,8 @@ import warnings
 from repflow.files import Row, read_csv, text_table
 from repflow.lab.jobs import find_notebooks
 from repflow.lab.notebook import show
+from repflow.lab.sweeps.figure import draw, summary
 from repflow.lab.sweeps.grid import Sweep, read_sweep
-from repflow.lab.sweeps.run import draw, summary
 from repflow.records import results_folder
 
 
@@ -18,14 +18,14 @@ def measured(name: str) -> tuple[Sweep, list[Row]]:
 
     Raises ValueError where the table is not one of these points: the sweep was changed, and has to run again.
     """
-    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.yaml")
+    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.toml")
     lines = read_csv(results_folder() / "sweeps" / f"{name}.csv")
     names = [*sweep.axes, "seed"]
     points = [[_written(point.values[axis]) for axis in names] for point in sweep.points]
-    found = [[line.get(axis) for axis in names] for line in lines]
-    if found != points or not set(sweep.metrics) <= set(lines[0]):
+    measured_points = [[line.get(axis) for axis in names] for line in lines]
+    if measured_points != points or not set(sweep.metrics) <= set(lines[0]):
         raise ValueError(
-            f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.yaml: run it again"
+            f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.toml: run it again"
         )
     return sweep, [
         point.values | {metric: float(line[metric]) for metric in sweep.metrics}
