@@ -153,15 +153,20 @@ class RepresentationFlow(nn.Module):
 class FlowOfFlow(nn.Module):
     """Flow-conv-flow: the flow of a flow, which is sensitive to acceleration (section 3.3).
 
-    (B, C, T, H, W) -> (B, C, T-2, H, W) = ReLU(average of 3 frames + bn(conv([u; v]))), where u, v is the flow of
-    (reduced, scaled) features that a 1x3x3 convolution makes of the first flow. Wired as the released HMDB51 model.
-    Arguments as for `RepresentationFlow`. Raises ValueError for fewer than three frames or another number of channels.
+    (B, C, T, H, W) -> (B, C, T-depth, H, W) = ReLU(average of depth+1 frames + bn(conv([u; v]))). u, v is the flow of
+    (reduced, scaled) features that a 1x3x3 convolution makes of the flow before. Wired as the released HMDB51 model.
+
+    depth: how many flows, 2 or 3 in the paper's comparison. conv_between: whether the convolution stands between two.
+    Other arguments as for `RepresentationFlow`. Raises ValueError for fewer than depth+1 frames or
+    another number of channels.
     """
 
     def __init__(
         self,
         channels: int,
         *,
+        depth: int = 2,
+        conv_between: bool = True,
         bottleneck: int = 32,
         iterations: int = 20,
         learn: Collection[str] = PAPER_SET,
@@ -169,25 +174,42 @@ class FlowOfFlow(nn.Module):
         engine: str = "auto",
     ) -> None:
         super().__init__()
-        both = 2 * bottleneck
-        self.reduce = nn.Conv3d(channels, bottleneck, 1, bias=False)
-        self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine)
-        self.conv = nn.Conv3d(both, both, (1, 3, 3), padding=(0, 1, 1), bias=False)
-        self.reduce2 = nn.Conv3d(both, bottleneck, 1, bias=False)
-        self.clip_flow2 = ClipFlow(bottleneck, iterations, learn, engine)
-        self.expand = nn.Conv3d(both, channels, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.depth, self.conv_between = whole_number("depth", depth, 1), conv_between
+        features, flow_channels = channels, 2 * bottleneck
+        for level in range(depth):
+            number = _number(level)
+            self.add_module(f"reduce{number}", nn.Conv3d(features, bottleneck, 1, bias=False))
+            self.add_module(f"clip_flow{number}", ClipFlow(bottleneck, iterations, learn, engine))
+            features = flow_channels
+            if conv_between and level < depth - 1:
+                self.add_module(f"conv{number}", _conv_in_frames(features, features))
+        self.expand = _conv_in_frames(flow_channels, channels)
         self.bn = nn.BatchNorm3d(channels)
         nn.init.constant_(self.bn.weight, init_scale)
 
     def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The second flow: u (to the right) and v (down), (B, bottleneck, T-2, H, W) each, pixels per frame."""
-        _check_clips(x, self.reduce.in_channels, 3)
-        first = torch.cat(self.clip_flow(self.reduce(x)), 1)
-        return self.clip_flow2(self.reduce2(self.conv(first)))
+        """The last flow: u (to the right) and v (down), (B, bottleneck, T-depth, H, W) each, pixels per frame."""
+        _check_clips(x, self.reduce.in_channels, self.depth + 1)
+        for level in range(self.depth):
+            number = _number(level)
+            if level and self.conv_between:
+                x = getattr(self, f"conv{_number(level - 1)}")(x)
+            flow = getattr(self, f"clip_flow{number}")(getattr(self, f"reduce{number}")(x))
+            x = torch.cat(flow, 1)
+        return flow
 
     def forward(self, x: Tensor) -> Tensor:
         motion = self.bn(self.expand(torch.cat(self.flow(x), 1)))
-        return F.relu(F.avg_pool3d(x, (3, 1, 1), stride=1) + motion)
+        return F.relu(F.avg_pool3d(x, (self.depth + 1, 1, 1), stride=1) + motion)
+
+
+def _number(level: int) -> str:
+    """How a level's modules end in checkpoints: reduce, clip_flow, conv, reduce2, clip_flow2, conv2, reduce3, ..."""
+    return str(level + 1) if level else ""
+
+
+def _conv_in_frames(channels: int, features: int) -> nn.Conv3d:
+    return nn.Conv3d(channels, features, (1, 3, 3), padding=(0, 1, 1), bias=False)
 
 
 def _check_clips(x: Tensor, channels: int, frames: int) -> None:

@@ -1,5 +1,7 @@
 """TV-L1 optical flow of images: pyramid, warping and median filter around `solver.solve`."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,8 @@ def tvl1(
     *batch, H, W = frame1.shape
     pair = frame1.reshape(-1, 1, H, W), frame2.reshape(-1, 1, H, W)
     flow = pair[0].new_zeros(2, *pair[0].shape)
-    for size in _pyramid(H, W, scales, zoom):
+    sizes = [size for size in pyramid(H, W, scales, zoom) if size == (H, W) or min(size) >= COARSEST]
+    for size in sizes:
         first, second = (_resize(frame, size) for frame in pair)
         flow = _enlarge(flow, size)
         spline = CubicSpline(second)
@@ -109,10 +112,13 @@ def _frames(frame: Tensor | np.ndarray, name: str) -> Tensor:
     return frame
 
 
-def _pyramid(H: int, W: int, scales: int, zoom: float) -> list[tuple[int, int]]:
-    """(H, W) of each level, the coarsest first."""
-    sizes = [(round(H * zoom**s), round(W * zoom**s)) for s in range(scales)]
-    return [size for size in reversed(sizes) if size == (H, W) or min(size) >= COARSEST]
+def pyramid(H: int, W: int, scales: int, zoom: float, whole: Callable[[float], int] = round) -> list[tuple[int, int]]:
+    """(H, W) of each of `scales` levels in pixels, the coarsest first; `whole` makes a side a whole number.
+
+    Deviation from both programs: a side of 0, which a long and narrow frame would come to, is 1.
+    """
+    zooms = [zoom**s for s in reversed(range(scales))]
+    return [(max(whole(H * z), 1), max(whole(W * z), 1)) for z in zooms]
 
 
 def _resize(frame: Tensor, size: tuple[int, int]) -> Tensor:

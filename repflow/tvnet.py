@@ -14,6 +14,7 @@ from repflow.arguments import warn, whole_number
 from repflow.layers import scale_clips
 from repflow.solver import classical_kernels, image_gradient, solve
 from repflow.solver.reference import TINY
+from repflow.tvl1 import pyramid
 
 ZOOM = 0.5  # size of a pyramid level against the one below it
 LEARNED = "flow_x", "flow_y", "div_x", "div_y"
@@ -65,7 +66,7 @@ class TVNet(nn.Module):
         for name in LEARNED:
             kernel = getattr(classical_kernels(), name)
             self.register_parameter(name, nn.Parameter(kernel.repeat(self.iterations, 1, 1)))
-        start = nn.Parameter(torch.zeros(2, *_pyramid(*self.size, self.scales)[0])) if self.size else None
+        start = nn.Parameter(torch.zeros(2, *_levels(*self.size, self.scales)[0])) if self.size else None
         self.register_parameter("initial_flow", start)
         self._range_known = False
 
@@ -73,7 +74,7 @@ class TVNet(nn.Module):
         self._check(frame1, frame2)
         first, second = _prepare(frame1, frame2)
         *_, H, W = first.shape
-        levels = _pyramid(H, W, self.scales)
+        levels = _levels(H, W, self.scales)
         flow = first.new_zeros(2, *first.shape[:2], *levels[0])
         if self.initial_flow is not None:
             flow = flow + self.initial_flow.to(flow)[:, None, None]
@@ -172,12 +173,10 @@ def _smooth(frames: Tensor) -> Tensor:
     return sum(GAUSSIAN[abs(i - 2)][abs(j - 2)] * padded[..., i : i + H, j : j + W] for i in range(5) for j in range(5))
 
 
-def _pyramid(H: int, W: int, scales: int) -> list[tuple[int, int]]:
-    """(H, W) of each level, the coarsest first."""
+def _levels(H: int, W: int, scales: int) -> list[tuple[int, int]]:
+    """(H, W) of each level, the coarsest first; sides are rounded as the authors' program does."""
     most = int(1 + math.log2(math.hypot(H, W) / 4))
-    sizes = [ZOOM**s for s in reversed(range(max(min(scales, most), 1)))]
-    # Deviation: a side of 0, which a long and narrow frame would come to, is 1.
-    return [(max(int(H * z + 0.5), 1), max(int(W * z + 0.5), 1)) for z in sizes]
+    return pyramid(H, W, max(min(scales, most), 1), ZOOM, lambda side: int(side + 0.5))
 
 
 def _resize(fields: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import readme_tables as collect
 import torch
 from conftest import PATIENCE
 from PIL import Image
@@ -20,11 +21,10 @@ from repflow import tvl1
 from repflow.cli import main
 from repflow.data import SyntheticMotion
 from repflow.files import read_csv, text_table, write_csv
-from repflow.lab import collect
 from repflow.lab.bench import scaling, systems, video
+from repflow.lab.bench import solver as benchmark
 from repflow.lab.bench.flow import end_point_error, made_pair, read_pairs
 from repflow.lab.bench.solver import PASSES, Problem
-from repflow.lab.bench.timing import solver as benchmark
 from repflow.records import circumstances, read_timings, results_folder
 from repflow.video import read_clip
 

@@ -432,16 +432,6 @@ def test_a_fork_that_keeps_its_threads():
         torch.set_num_threads(threads)
 
 
-def test_no_folder_for_compiled_code(monkeypatch):
-    def no_cache(*args, cache=False, **options):
-        if cache:
-            raise RuntimeError("no locator available")
-        return lambda function: (function, options)
-
-    monkeypatch.setattr(cpu.numba, "njit", no_cache)
-    assert cpu._cached_jit(len) == (len, cpu.JIT)
-
-
 def test_an_unwritable_cache_folder():
     run_beside_the_tests(
         "import test_engines as t; assert t.answer().isfinite().all()", NUMBA_CACHE_DIR="/dev/null/cache"

@@ -348,21 +348,25 @@ def test_model_options_are_told_from_the_recipe():
     assert recipe == Recipe.preset("motion", dropout=0.5)
 
 
-def test_what_each_network_sees(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "basic", "pairs"),
+    [
+        ("repflow_2d", (90, 100), (35, 65)),
+        pytest.param("flow_of_flow_2d", (90, 100), (85, 100), marks=pytest.mark.slow),
+        pytest.param("rgb_2d", (0, 25), (35, 65), marks=pytest.mark.slow),
+    ],
+)
+def test_what_each_network_sees(name, basic, pairs, tmp_path):
     """Single frames: nothing. One flow layer: velocity. Flow of flow: acceleration."""
     SyntheticMotion.make(tmp_path / "set", train=60, test=40, unused=0, seed=7)
     training, test = (SyntheticMotion(tmp_path / "set", subset) for subset in ("train", "test"))
-    labels = [label for _, label in test.samples]
-
-    def accuracy(name):
-        trained = train(name, Clips(training, 9, train=True, seed=7), 12, Recipe(steps=200, seed=7), **TINY)
-        return motion_accuracy(predict(trained.model, Clips(test, 9, train=False)), labels, test.classes)
-
-    assert abs(accuracy("rgb_2d")["top1"] - 100 / 12) < 5  # four standard errors of 480 clips
-    one_layer = accuracy("repflow_2d")
-    assert one_layer["basic"] > 90
-    assert 35 < one_layer["pairs"] < 65
-    assert accuracy("flow_of_flow_2d")["pairs"] > 85
+    trained = train(name, Clips(training, 9, train=True, seed=7), 12, Recipe(steps=200, seed=7), **TINY)
+    scores = predict(trained.model, Clips(test, 9, train=False))
+    accuracy = motion_accuracy(scores, [label for _, label in test.samples], test.classes)
+    for (low, high), measured in ((basic, accuracy["basic"]), (pairs, accuracy["pairs"])):
+        assert low <= measured <= high
+    if name == "rgb_2d":
+        assert abs(accuracy["top1"] - 100 / 12) < 5  # four standard errors of 480 clips
 
 
 def test_a_training_is_followed_as_it_runs(tmp_path):

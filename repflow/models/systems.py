@@ -10,7 +10,6 @@ from torch import nn
 
 from repflow.layers import FlowOfFlow, RepresentationFlow
 from repflow.models.backbones import TINY, build_backbone
-from repflow.models.flow_stack import FlowStack
 from repflow.models.motion_input import TVL1Flow, TVNetFlow
 from repflow.models.non_local import NonLocal
 from repflow.models.streams import Stream, TwoStream
@@ -117,9 +116,7 @@ def _flow_layer(width: int, depth: int, conv_between: bool, layer: dict[str, Any
         if not conv_between:
             raise ValueError("conv_between: expected two or more flow layers, got flow_layers=1")
         return RepresentationFlow(width, **layer)
-    if depth == 2 and conv_between:
-        return FlowOfFlow(width, **layer)
-    return FlowStack(width, depth=depth, conv_between=conv_between, **layer)
+    return FlowOfFlow(width, depth=depth, conv_between=conv_between, **layer)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _check_problem(
     for name, start, shape in (("flow", flow, grad.shape), ("dual", dual, (2, *grad.shape))):
         if start is not None and start.shape != shape:
             raise ValueError(f"{name}: expected the shape {tuple(shape)}, got {tuple(start.shape)}")
-    for name, kernel in (kernels or classical_kernels())._asdict().items():
+    for name, kernel in (kernels._asdict() if kernels else {}).items():
         taps = 3 if name.startswith("image") else 2
         if kernel.ndim != 3 or not len(kernel) or kernel.shape[1] not in (1, rho_c.shape[1]) or kernel.shape[2] != taps:
             raise ValueError(

@@ -481,7 +481,7 @@ class Task(NamedTuple):
         }
 
 
-def _forth(task: Task, state: Pair, begin: int, end: int, epsilon: float = 0.0) -> Pair:
+def _launch(task: Task, state: Pair, begin: int, end: int, epsilon: float = 0.0) -> Pair:
     """All planes' iterations begin..end-1. With `epsilon`, the steps of images that came to rest end there."""
     windows, cut = task.cut(0 if task.whole else end - begin)
     flow = torch.empty_like(task.grad, dtype=torch.float32)
@@ -498,14 +498,14 @@ def _forth(task: Task, state: Pair, begin: int, end: int, epsilon: float = 0.0) 
     return flow, dual
 
 
-def _run(task: Task, state: Pair, begin: int, end: int, length: int, epsilon: float = 0.0) -> Pair:
+def _iterate_in_launches(task: Task, state: Pair, begin: int, end: int, length: int, epsilon: float = 0.0) -> Pair:
     """Iterations begin..end-1, at most `length` of them by a launch; no iterations are one launch, too."""
     for first in range(begin, max(end, begin + 1), max(length, 1)):
-        state = _forth(task, state, first, min(first + length, end), epsilon)
+        state = _launch(task, state, first, min(first + length, end), epsilon)
     return state
 
 
-def _back(
+def _launch_adjoint(
     task: Task, state: Pair, begin: int, end: int, iterations: int, bar: Pair, problem_bar: Pair, sums: Tensor
 ) -> Pair:
     """The adjoint of all planes' iterations begin..end-1, the first of which met `state`. Adds to `sums`."""
@@ -526,7 +526,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _tape(task: Task, start: Pair, iterations: int) -> Iterator[tuple[Pair, int, int]]:
+def _backward_steps(task: Task, start: Pair, iterations: int) -> Iterator[tuple[Pair, int, int]]:
     """What each launch of the adjoint undoes: a state and iterations begin..end-1, from the last to the first.
 
     A program that has a whole plane keeps its own tape. For tiles it is kept here: fewer than 2 sqrt(n) states.
@@ -538,11 +538,11 @@ def _tape(task: Task, start: Pair, iterations: int) -> Iterator[tuple[Pair, int,
     begins = range(0, iterations, length)
     marks = [start]
     for begin in begins[1:]:
-        marks.append(_run(task, marks[-1], begin - length, begin, TILE_ITERATIONS))
+        marks.append(_iterate_in_launches(task, marks[-1], begin - length, begin, TILE_ITERATIONS))
     for begin in reversed(begins):
         inside = [marks.pop()]
         for it in range(begin, min(begin + length, iterations) - 1):
-            inside.append(_forth(task, inside[-1], it, it + 1))
+            inside.append(_launch(task, inside[-1], it, it + 1))
         for it in reversed(range(begin, begin + len(inside))):
             yield inside.pop(), it, it + 1
 
@@ -580,7 +580,7 @@ def forward(
     else:  # an image of several planes can stop only between launches
         length = 1 if epsilon and rho_c.shape[1] > 1 else iterations
     with torch.cuda.device_of(rho_c):
-        state = _run(task, _contiguous(flow, dual), 0, iterations, length, epsilon)
+        state = _iterate_in_launches(task, _contiguous(flow, dual), 0, iterations, length, epsilon)
     return *state, steps
 
 
@@ -601,8 +601,8 @@ def backward(
     sums = numbers.new_zeros(windows, len(taps), 10)
     bar = _contiguous(flow_bar, dual_bar)
     with torch.cuda.device_of(rho_c):
-        for state, begin, end in _tape(task, _contiguous(flow, dual), iterations):
-            bar = _back(task, state, begin, end, iterations, bar, problem_bar, sums)
+        for state, begin, end in _backward_steps(task, _contiguous(flow, dual), iterations):
+            bar = _launch_adjoint(task, state, begin, end, iterations, bar, problem_bar, sums)
         numbers_bar, taps_bar = _parameters(task, sums)
     starts_bar = (numbers.new_empty(0) if t is None else t for t in bar)
     return *problem_bar, *starts_bar, numbers_bar, taps_bar
