@@ -18,7 +18,6 @@ import torch
 from conftest import PATIENCE, wait_for
 from nbformat.v4 import new_code_cell, new_notebook
 
-import repflow.cli
 from repflow.cli import build_parser
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
@@ -29,7 +28,7 @@ from repflow.lab.sweeps import study as questions
 from repflow.lab.sweeps.figure import draw, rows_of, summary, write_outcome
 from repflow.lab.sweeps.grid import Point, Sweep, read_sweep
 from repflow.lab.sweeps.run import Processes, execute, read_result, run_sweep, slurm
-from repflow.layers import ClipFlow, scale_clips
+from repflow.layers import ClipFlow
 from repflow.records import results_folder
 
 SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.toml"))
@@ -634,21 +633,20 @@ def test_differences_and_noise_are_of_the_size_they_say(clips):
 
 
 def test_scaled_by_the_batch_a_clips_flow_depends_on_its_mates(rng):
-    layer = ClipFlow(2, 3, (), "reference")
+    layer, batch_layer = (ClipFlow(2, 3, (), "reference", scaling) for scaling in ("clip", "batch"))
     x = torch.rand(2, 2, 3, 6, 6, generator=rng)
     x[1] *= 4
     alone = torch.stack(layer(x[:1]))
-    with questions.scaled_by("batch"):
-        whole = torch.stack(layer(x))
-        # one clip of the same values is one batch of them: the pairs within each clip have the same flow
-        joined = x.transpose(0, 1).reshape(1, 2, 6, 6, 6)
+    whole = torch.stack(batch_layer(x))
+    # one clip of the same values is one batch of them: the pairs within each clip have the same flow
+    joined = x.transpose(0, 1).reshape(1, 2, 6, 6, 6)
     by_hand = torch.stack(layer(joined)).reshape(2, 2, 5, 6, 6)
     torch.testing.assert_close(whole[:, 0], by_hand[:, :, :2])
     torch.testing.assert_close(whole[:, 1], by_hand[:, :, 3:])
     assert not torch.allclose(whole[:, 0], alone[:, 0], atol=1e-3)
-    with questions.scaled_by("clip"):
-        torch.testing.assert_close(torch.stack(layer(x))[:, 0], alone[:, 0])
-    assert repflow.layers.scale_clips is scale_clips
+    torch.testing.assert_close(torch.stack(layer(x))[:, 0], alone[:, 0])
+    with pytest.raises(ValueError, match="scaling: expected one of clip, batch; got 'frame'"):
+        ClipFlow(2, 3, (), "reference", "frame")
 
 
 def test_every_question_has_its_answer_in_the_results():

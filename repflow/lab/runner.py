@@ -3,6 +3,7 @@
 papermill executes them in this process; only the kernel is a process of its own, in a process group of its own.
 """
 
+import asyncio
 import itertools
 import json
 import logging
@@ -196,7 +197,23 @@ def _kernel() -> "Iterator[KernelManager]":
         if kernel.provisioner and kernel.provisioner.pgid:
             with suppress(ProcessLookupError):
                 os.killpg(kernel.provisioner.pgid, signal.SIGKILL)
+        _end_tasks()
         kernel.shutdown_kernel(now=True)
+
+
+def _end_tasks() -> None:
+    """End the tasks that nbclient leaves waiting after an interrupt; asyncio would write tracebacks of them."""
+    from jupyter_core.utils import ensure_event_loop
+
+    loop = ensure_event_loop()
+    tasks = [] if loop.is_running() else asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=5))
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()
 
 
 def _failing_line(traceback: list[str]) -> str:

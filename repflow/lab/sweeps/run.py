@@ -54,19 +54,18 @@ def run_sweep(sweep: Sweep, out: Path, executor: Executor) -> dict[str, str]:
         >>> run_sweep(read_sweep(Path("notebooks/sweeps/where.toml")), Path("runs/where"), Processes(jobs=2))
         {}
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with beside(out / "sweep"):
-            pass
-    except OSError as error:
-        raise OSError(f"no results can be written to {out} ({error.strerror}); name another folder") from None
+    _check_folder(out)
+
+    def submit(point: Point) -> "Future[None]":
+        return executor.submit(execute, point, (out / point.name).absolute())
+
     missing = [point for point in sweep.points if read_result(out, point) is None]
     done, failed = len(sweep.points) - len(missing), {}
     running: list[tuple[Future[None], Point, int]] = []
     with one_interrupt(), tqdm(total=len(sweep.points), initial=done, desc=sweep.name, unit="point") as bar:
         try:
             for point in missing:
-                running.append((executor.submit(execute, point, (out / point.name).absolute()), point, 1))
+                running.append((submit(point), point, 1))
             while running:
                 time.sleep(0.2)
                 ended = [entry for entry in running if entry[0].done()]
@@ -74,8 +73,7 @@ def run_sweep(sweep: Sweep, out: Path, executor: Executor) -> dict[str, str]:
                 for job, point, tries in ended:
                     error = job.exception()
                     if error is not None and tries < TRIES:
-                        again = executor.submit(execute, point, (out / point.name).absolute())
-                        running.append((again, point, tries + 1))
+                        running.append((submit(point), point, tries + 1))
                         continue
                     if error is not None:
                         failed[point.name] = textwrap.shorten(str(error), 400)
@@ -86,6 +84,15 @@ def run_sweep(sweep: Sweep, out: Path, executor: Executor) -> dict[str, str]:
             if isinstance(executor, Processes):
                 executor.stop()
     return failed
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with beside(out / "sweep"):
+            pass
+    except OSError as error:
+        raise OSError(f"no results can be written to {out} ({error.strerror}); name another folder") from None
 
 
 def execute(point: Point, folder: Path, call: Callable[..., int] = subprocess.call) -> None:
