@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from textwrap import fill
 
-import av
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -15,16 +13,14 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from repflow.data.flow import exact_rate, flow_rate, narrowed, video_flow
+from repflow.data.flow import flow_rate, narrowed, video_flow
 from repflow.files import beside
 from repflow.spline import CubicSpline
 from repflow.video import iter_frames
+from repflow.video.write import write_mp4
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-# Encoders of write_mp4, the better first, with a quality that shows no artefacts; 354 is quantiser 3, in 1/118.
-_MP4_CODECS = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
 
 
 def flow_to_rgb(flow: np.ndarray, largest: float) -> np.ndarray:
@@ -165,25 +161,6 @@ def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps:
     with beside(path) as folder:
         next(images).save(folder / "whole", "GIF", save_all=True, append_images=images, loop=0)
         (folder / "whole").replace(path)
-
-
-def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write uint8 (H, W, 3) pictures as an .mp4 that browsers play, whole or not at all.
-
-    H.264, or MPEG-4 where FFmpeg was built without it. Odd sides grow by a repeated row or column.
-    """
-    codec = next(name for name in _MP4_CODECS if name in av.codecs_available)
-    even = (np.pad(p, ((0, p.shape[0] % 2), (0, p.shape[1] % 2), (0, 0)), "edge") for p in pictures)
-    with beside(path) as folder:
-        with av.open(str(folder / "whole.mp4"), "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(codec, rate=exact_rate(fps), options=_MP4_CODECS[codec])
-            first = next(even)
-            stream.height, stream.width, _ = first.shape
-            stream.pix_fmt = "yuv420p"
-            for picture in chain([first], even):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        (folder / "whole.mp4").replace(path)
 
 
 def write_flow_gif(video: Path, out: Path, *, width: int | None = None, **options: int | None) -> None:

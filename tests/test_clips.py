@@ -5,6 +5,7 @@ import os
 import signal
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,12 +13,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as torchvision
 
 from repflow import tvl1
-from repflow.data import PRESETS, Clips, SyntheticMotion, Views, clips
+from repflow.data import HMDB51, PRESETS, Clips, SyntheticMotion, Views, clips
+from repflow.data.check import check
 from repflow.data.clips import resize_flow
 from repflow.data.extract import extract_flow
 from repflow.data.flow import resize
 from repflow.models import build_model
 from repflow.training import Recipe, predict, train
+from repflow.training.batches import split
 from repflow.tvl1 import grey
 from repflow.video import VideoError, read_clip
 
@@ -211,6 +214,81 @@ def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
     monkeypatch.setattr(clips, "read_clip", read)
     with pytest.raises(VideoError, match=f"{deadly.name}.* died"):
         train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1), backbone="tiny_2d")
+
+
+@pytest.fixture
+def b_frames(tmp_path):
+    """A data set of one MPEG-4 video of 90 frames with B-frames in AVI, whose length only decoding tells."""
+    root = tmp_path / "set"
+    (root / "wave").mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    pictures = (np.roll(picture, shift, 1) for shift in range(90))
+    with av.open(str(root / "wave" / "a #1.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for shown in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        container.mux(stream.encode())
+    (root / "wave_test_split1.txt").write_text("a #1.avi 1\n")
+    return root
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """How many videos were opened, in its only element."""
+    count, av_open = [0], av.open
+
+    def counted(*arguments, **options):
+        count[0] += 1
+        return av_open(*arguments, **options)
+
+    monkeypatch.setattr(av, "open", counted)
+    return count
+
+
+def openings_of(clips, openings):
+    openings[0] = 0
+    clips[0]
+    return openings[0]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_lengths_that_a_check_found_are_not_counted_again(b_frames, tmp_path, openings, elsewhere):
+    out = tmp_path / "out" if elsewhere else b_frames
+    check(b_frames, out=out)
+    source = HMDB51(b_frames, quarantine=out if elsewhere else None)
+    data = Clips(source, 16, 2, train=False)
+    assert [openings_of(data, openings) for _ in range(3)] == [2, 1, 1]
+    clip = (data[0][0] + 1) * 127.5
+    np.testing.assert_allclose(clip.permute(1, 2, 3, 0), read_clip(source.samples[0][0], 29, 16, 2), atol=0.01)
+    parts = split(SimpleNamespace(root=b_frames, samples=source.samples * 2, checked=source.checked), 0.5, 0)
+    assert [openings_of(Clips(part, 16, 2, train=False), openings) for part in parts] == [1, 1]
+
+
+def test_lengths_of_changed_videos_are_counted(b_frames, openings, caplog):
+    check(b_frames)
+    (video,) = (path for path, _ in HMDB51(b_frames).samples)
+    row = (b_frames / "check.csv").read_text()
+    (b_frames / "check.csv").write_text(row.replace(",90,", ",70,"))
+
+    def begins_anew_after_70():
+        clip, _ = Clips(HMDB51(b_frames), 71, train=False)[0]
+        return clip[:, 70].equal(clip[:, 0])
+
+    assert begins_anew_after_70()  # the file is as it was checked, so the list is believed
+    os.utime(video, (1e9, 1e9))
+    assert not begins_anew_after_70()
+    (b_frames / "check.csv").write_text("mine\n")
+    data = Clips(HMDB51(b_frames), 16, 2, train=False)
+    assert "counted anew" in caplog.text
+    assert openings_of(data, openings) == 3  # two to count; that its packets prove no number is known from above
+    assert openings_of(data, openings) == 1
+
+
+def test_workers_share_the_lengths_they_count(b_frames, openings):
+    data = Clips(HMDB51(b_frames), 16, 2, train=False)
+    list(DataLoader(data, 1, num_workers=1))
+    assert openings_of(data, openings) == 2  # both to read it
 
 
 @pytest.fixture(scope="module")

@@ -257,23 +257,22 @@ def test_two_processes_may_make_the_same_set(tmp_path, monkeypatch):
     """The other one finishes while this one writes."""
     numbers = {"train": 1, "test": 1, "unused": 0, "size": 16, "frames": 3}
 
-    def write_late(path, clip):
-        monkeypatch.setattr("repflow.data.synthetic._write", write)
+    def write_late(*arguments, **options):
+        monkeypatch.undo()
         SyntheticMotion.make(tmp_path / "motion", **numbers)
-        write(path, clip)
+        synthetic.write_video(*arguments, **options)
 
-    write = synthetic._write
-    monkeypatch.setattr("repflow.data.synthetic._write", write_late)
+    monkeypatch.setattr(synthetic, "write_video", write_late)
     SyntheticMotion.make(tmp_path / "motion", **numbers)
     assert len(SyntheticMotion(tmp_path / "motion")) == 12
     assert [path.name for path in tmp_path.iterdir()] == ["motion"]
 
 
 def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repflow.data.synthetic._write", stop)
+    monkeypatch.setattr(synthetic, "write_video", stop)
     with pytest.raises(KeyboardInterrupt):
         SyntheticMotion.make(tmp_path / "motion")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
     add("--list", type=Path, metavar="FILE",
-        help="Kinetics: an official CSV file or the 2019 release's JSON; HMDB51: lines 'video class'")  # fmt: skip
+        help="Kinetics: an official CSV file; HMDB51: lines 'video class'")  # fmt: skip
     add_quarantine(parser)
 
 
@@ -47,12 +47,10 @@ def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[s
     classes: those to take where the arguments name none. Raises ValueError and OSError as the data set does.
     """
     from repflow.data import HMDB51, Kinetics, SyntheticMotion
-    from repflow.data.lists import read_classes
 
     kind, root = arguments.data
     bad = arguments.quarantine
-    if arguments.classes:
-        classes = read_classes(arguments.classes)
+    classes = arguments.classes or classes
     if kind == "kinetics":
         subset = "val" if subset == "test" else subset
         return Kinetics(root, subset, csv=arguments.list, classes=classes, quarantine=bad)
@@ -74,5 +72,5 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
 def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for `Clips` and `Views`: the defaults, over them what was asked for."""
     names = ("frames", "stride", "resize", "crop", "flow")
-    asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return {**defaults, **asked}
+    asked = {name: getattr(arguments, name) for name in names}
+    return {**defaults, **{name: value for name, value in asked.items() if value is not None}}

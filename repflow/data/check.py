@@ -1,7 +1,7 @@
-"""Checking a folder of videos: each one decoded in a process that a bad file may kill or hang, and a list of bad ones.
+"""Checking a folder of videos: a bad file may kill or hang the process that decodes it, and the check goes on.
 
-check.csv holds what was found, a row for each video, and quarantine.txt the paths of those that are not ok. In both a
-path is relative to the folder, and written as `quoted` does it.
+check.csv holds what was found, one row for each video. quarantine.txt lists the paths of the videos that are not ok. In
+both files a path is relative to the folder, and written by `quoted`.
 """
 
 import csv
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import TAGS, find_files, find_splits, read_split
-from repflow.data.lists import QUARANTINE, find_videos, is_file, quoted, unquoted
+from repflow.data.lists import CHECKED, QUARANTINE, find_videos, is_file, quoted, read_csv, unquoted
 from repflow.files import beside, text_table
 from repflow.processes import fresh_processes
 from repflow.video import VideoInfo, frame_rate, iter_frames
@@ -113,17 +113,19 @@ def check(
     out: str | os.PathLike[str] | None = None,
     inspect: Inspect = inspect,
 ) -> Report:
-    """Decode every video under `root`, in so many processes, and write check.csv and quarantine.txt into `out`.
+    """Decode every video under `root` in `workers` processes, and write check.csv and quarantine.txt into `out`.
 
-    `out` is a folder, made where there is none, and `root` unless said otherwise. A video is bad if it cannot be
+    `out` is a folder, which is made if it does not exist; by default it is `root`. A video is bad if it cannot be
     decoded, has fewer than `shortest` frames, kills its process or takes it longer than `seconds`. What check.csv tells
-    of a video with the same size and time of change is kept, but for crashed, timed out and unreadable ones; delete it
-    to begin anew. The files are whole at any time, and a stopped check goes on where it was. No video is changed.
+    of a video with the same size and time of change is kept, except for crashed, timed out and unreadable ones; delete
+    it to begin anew. The files are whole at any time, and a stopped check goes on where it was. No video is changed.
     `inspect` must be picklable.
 
     Raises ValueError for numbers that are not positive and OSError, before anything is decoded, if `root` is no folder
     or has no video, or `out` cannot be written or holds files of these names that no check wrote. After ctrl-C the
     files hold what was found and KeyboardInterrupt is raised.
+
+        check("data/hmdb51", workers=8).bad  # rows of the bad videos
     """
     if min(workers, seconds, shortest) <= 0:
         raise ValueError(f"workers, seconds and shortest must be above 0, got {workers}, {seconds} and {shortest}")
@@ -132,7 +134,7 @@ def check(
     if not root.is_dir():
         raise FileNotFoundError(f"{str(root)!r}: expected a folder with videos, found none; check the path")
     stamps = {path: _stamp(root / path) for path in find_videos(root)}
-    rows = {row.path: _judged(row, shortest) for row in _known(out / "check.csv", stamps)}
+    rows = {row.path: _judged(row, shortest) for row in _known(out / CHECKED, stamps)}
     _keep_foreign(out / QUARANTINE)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -143,12 +145,12 @@ def check(
     bad, saved = 0, time.monotonic()
     try:
         outcomes = _outcomes(root, todo, workers, seconds, inspect)
-        with closing(outcomes), tqdm(total=len(todo), desc="checking", unit="video", leave=False) as bar:
-            for path, (status, info, message) in outcomes:
+        with closing(outcomes), tqdm(outcomes, total=len(todo), desc="checking", unit="video", leave=False) as bar:
+            for path, (status, info, message) in bar:
                 rows[path] = _judged(Row(path, status, *info, *stamps[path], message), shortest)
-                bad += rows[path].status != Status.OK
+                if rows[path].status != Status.OK:
+                    bad += 1
                 bar.set_postfix(bad=bad, refresh=False)
-                bar.update()
                 if time.monotonic() - saved > _SAVE_EVERY:
                     _save(out, rows)
                     saved = time.monotonic()
@@ -181,9 +183,13 @@ def expectations(root: str | os.PathLike[str], videos: Collection[str]) -> list[
 
 
 def _some(paths: Collection[str], most: int = 10) -> str:
-    """How many there are, and the first of them."""
+    """How many paths there are, and the first of them."""
+    if not paths:
+        return "0"
     first = [quoted(path) for path in sorted(paths)[:most]]
-    return f"{len(paths)}" + ": " * bool(first) + ", ".join(first) + ", ..." * (len(paths) > most)
+    if len(paths) > most:
+        first.append("...")
+    return f"{len(paths)}: {', '.join(first)}"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -195,7 +201,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _judged(row: Row, shortest: int) -> Row:
-    """The row with the verdict on its length and size, which depends on `shortest`, so it is not kept from before."""
+    """The row with the verdict on its length and size; `shortest` may differ from that of an earlier check."""
     if row.status not in (Status.OK, Status.TOO_SHORT):
         return row
     if row.frames < shortest:
@@ -206,21 +212,16 @@ def _judged(row: Row, shortest: int) -> Row:
 
 
 def _known(file: Path, stamps: Mapping[str, tuple[int, int]]) -> Iterator[Row]:
-    """The rows of an earlier check.csv that hold still."""
+    """The rows of an earlier check.csv about files that have not changed since."""
     if not file.is_file():
         return
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            head, *rows = csv.reader(lines)
-        if tuple(head) != Row._fields:
-            raise ValueError(f"the columns {head}")
-        for path, status, width, height, fps, *numbers, message in rows:
-            frames, size, mtime_ns = map(int, numbers)
-            numbers = int(width), int(height), float(fps), frames, size, mtime_ns
+        for _, (path, status, width, height, fps, frames, size, mtime_ns, message) in read_csv(file, Row._fields):
+            numbers = int(width), int(height), float(fps), int(frames), int(size), int(mtime_ns)
             row = Row(unquoted(path), Status(status), *numbers, message)
-            if row.status in _SETTLED and stamps.get(row.path) == (size, mtime_ns):
+            if row.status in _SETTLED and stamps.get(row.path) == (row.bytes, row.mtime_ns):
                 yield row
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise OSError(f"{str(file)!r}: expected what an earlier check wrote, found {error}; delete the file") from error
 
 
@@ -232,19 +233,20 @@ def _keep_foreign(file: Path) -> None:
 
 def _save(out: Path, rows: Mapping[str, Row]) -> None:
     ordered = [rows[path]._replace(path=quoted(path)) for path in sorted(rows)]
-    with beside(out / "check.csv") as folder:
+    with beside(out / CHECKED) as folder:
         # Messages may quote undecodable bytes; paths have none left.
-        with (folder / "check.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (folder / CHECKED).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row._fields)
             writer.writerows(ordered)
         bad = [f"{row.path}\n" for row in ordered if row.status != Status.OK]
         (folder / QUARANTINE).write_text(_HEAD + "".join(bad), encoding="utf-8")
-        for name in ("check.csv", QUARANTINE):
+        for name in (CHECKED, QUARANTINE):
             (folder / name).replace(out / name)
 
 
-# Processes
+# Processes. Pebble's pool was tried in their place, and left: while it stops one process it holds up the others, whose
+# videos then count as timed out on a busy machine, and a process that ends with code 0 is taken for one that hangs.
 
 
 class _Worker:
@@ -270,6 +272,11 @@ class _Worker:
         hint = ", as for want of memory" if code == -signal.SIGKILL else ""
         return Status.CRASHED, _NOTHING, f"its process ended with {cause}{hint}; leave it out"
 
+    def end(self) -> None:
+        """End the process at once, whatever it does."""
+        self.process.kill()
+        self.process.join()
+
 
 def _outcomes(
     root: Path, paths: Collection[str], workers: int, seconds: float, inspect: Inspect
@@ -277,45 +284,47 @@ def _outcomes(
     """What becomes of each video, as soon as it is known. No process is left when this is closed."""
     context = fresh_processes("__main__", __name__)
     waiting = deque(paths)
-    idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, str]] = {}
+
+    def begin(worker: _Worker) -> None:
+        path = waiting.popleft()
+        busy[worker.pipe] = worker, path
+        with suppress(BrokenPipeError):  # it has died; outcome() tells
+            worker.pipe.send(os.path.join(root, path))
+
     try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker(context, inspect, seconds)
-                path = waiting.popleft()
-                busy[worker.pipe] = worker, path
-                with suppress(BrokenPipeError):  # it has died; outcome() tells
-                    worker.pipe.send(os.path.join(root, path))
+        for _ in range(min(workers, len(paths))):
+            begin(_Worker(context, inspect, seconds))
+        while busy:
             for pipe in wait(busy):
-                worker, path = busy[pipe]
+                worker, path = busy.pop(pipe)
                 outcome = worker.outcome()
-                del busy[pipe]
-                if worker.process.exitcode is None:
-                    idle.append(worker)
+                if not waiting:
+                    worker.end()
+                else:
+                    begin(worker if worker.process.exitcode is None else _Worker(context, inspect, seconds))
                 yield path, outcome
     finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.process.kill()
-            worker.process.join()
+        for worker, _ in busy.values():
+            worker.end()
 
 
 def _work(pipe: Connection, inspect: Inspect, seconds: float) -> None:
     """Answer each path that comes through the pipe with its outcome, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, whatever the decoder is at, and though our parent be gone
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, whatever the decoder is at, and even if the parent is gone
     with suppress(OSError):  # where memory runs out, Linux is to end this process rather than its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             path = pipe.recv()
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            outcome = _try(path, inspect)
+            outcome = _inspected(path, inspect)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send(outcome)
 
 
-def _try(path: str, inspect: Inspect) -> Outcome:
+def _inspected(path: str, inspect: Inspect) -> Outcome:
     try:
         return Status.OK, inspect(path), ""
     except OSError as error:  # VideoError is one

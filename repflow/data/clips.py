@@ -10,22 +10,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from repflow.data.extract import flow_of_clip
-from repflow.data.flow import resize
+from repflow.data.flow import flow_of_clip, resize
+from repflow.data.lists import Checked
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError, count_frames, read_clip
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
 MOST_BAD = 0.01  # of the videos; a run with more would train on another data set than it says
-WORKERS = 1024  # more than anyone has
+WORKERS = 1024  # the most workers of a DataLoader whose videos can be named
 _log = logging.getLogger(__name__)
 
 Inputs = Tensor | tuple[Tensor, Tensor]  # a clip, or a clip and its flow
 
 
 class Samples(Protocol):
-    """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion."""
+    """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion.
+
+    `checked`, where a source has it, saves counting frames: what `data check` found of each path.
+    """
 
     root: os.PathLike[str]
     samples: list[tuple[os.PathLike[str], int]]
@@ -42,24 +45,27 @@ class Window(NamedTuple):
 
 
 class Clips(Dataset[tuple[Inputs, int]]):
-    """One clip a video: (clip, label), clip float32 (3, T, H, W) RGB in [-1, 1].
+    """One clip of each video: (clip, label), clip float32 (3, T, H, W) RGB in [-1, 1].
 
-    T = `frames`, taken every `stride`-th; a shorter video repeats cyclically, as with lintel. `resize` scales the
-    shorter side to so many pixels, then `crop` cuts out a square of so many. With `area`, a training crop is a random
-    share between area[0] and area[1] of the frame instead, with sides as 3:4 to 4:3, scaled to `crop`. `flip` mirrors
-    every second training clip; a data set that tells left from right (`directed`) refuses it. `inverted` gives
-    1 - 2x/255, as the 2019 release's weights need.
+    T is `frames`; every `stride`-th frame of the video is used. A shorter video repeats cyclically, as with lintel.
+    `resize` is the length of the shorter side in pixels, then `crop` the side of the square that is cut out. With
+    `area`, a training crop is a random share between area[0] and area[1] of the frame instead, with sides as 3:4 to
+    4:3, scaled to `crop`. `flip` mirrors half of the training clips; a data set that tells left from right (`directed`)
+    refuses it. `inverted` gives 1 - 2x/255, as the 2019 release's weights need.
 
-    With `flow`, the folder that `extract_flow` wrote or "tvl1" to compute it here, items are ((clip, flow), label),
-    flow float32 (2, T, H, W): from each frame of the clip to the video's next frame, resized, cut and mirrored as the
-    clip is, in pixels of that size, over 20, clipped to [-1, 1].
+    With `flow`, items are ((clip, flow), label). `flow` is the folder that `extract_flow` wrote, or "tvl1" to compute
+    flow while reading. The flow is float32 (2, T, H, W), from each frame of the clip to the video's next frame; it is
+    resized, cut and mirrored as the clip is, in pixels of that size, divided by 20 and clipped to [-1, 1].
 
-    In training all of these are random and depend on (seed, epoch,
-    index) alone, so the number of workers changes nothing; in testing start and crop are centred.
+    In training, start, crop and mirroring are random. They depend on (seed, epoch, index) alone, so the number of
+    workers changes nothing. In testing start and crop are centred.
 
-    In training an unreadable video is named in the log and another one taken in its place, until more than 1 % of the
-    videos are: then VideoError lists them. In testing nothing is replaced: VideoError. Raises ValueError for settings
-    that don't fit, or a crop larger than the frame.
+    In training, an unreadable video is named in the log and replaced by another one; VideoError lists the unreadable
+    videos once they are more than 1 %. In testing nothing is replaced: VideoError. Raises ValueError for settings that
+    do not fit together, or a crop larger than the frame.
+
+        clips = Clips(HMDB51("data/hmdb51"), frames=16, stride=2, train=True, resize=128, crop=112)
+        clip, label = clips[0]  # (3, 16, 112, 112)
     """
 
     views = 1  # clips of a video
@@ -96,11 +102,14 @@ class Clips(Dataset[tuple[Inputs, int]]):
         self.frames, self.stride, self.train = frames, stride, train
         self.resize, self.crop, self.area, self.flip = resize, crop, area, flip
         self.inverted, self.seed = inverted, seed
-        self._lengths: dict[int, int] = {}  # counting may cost a decoding: once a video and worker
-        # Shared with workers, also with ones that live on: the epoch, which videos are bad, and what each reads now.
+        checked = getattr(source, "checked", {})
+        self._checked: list[Checked | None] = [checked.get(path) for path, _ in self.samples]
+        # Shared with workers, also with ones that live on: the epoch, numbers of frames (-1 where not yet known, since
+        # counting may cost a decoding), which videos are bad, and what each worker reads now.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._lengths = torch.full((len(self.samples),), -1, dtype=torch.int64).share_memory_()
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
-        self._reading = torch.full((WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # process, index
+        self._in_work = torch.full((WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # process, index
 
     def set_epoch(self, epoch: int) -> None:
         """Call before every epoch of training, for other starts and crops than in the last."""
@@ -135,17 +144,17 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return [os.fspath(self.samples[i][0]) for i in self._bad.nonzero().flatten().tolist()]
 
     def being_read(self, error: BaseException) -> list[str]:
-        """What the workers that an error of the DataLoader tells of were reading when they died."""
+        """The videos that workers were reading when they died, of which this error of the DataLoader tells."""
         processes = {int(number) for number in re.findall(r"\d+", str(error)) if "DataLoader worker" in str(error)}
         return [
             os.fspath(self.samples[index][0])
-            for process, index in self._reading.tolist()
+            for process, index in self._in_work.tolist()
             if process in processes and index >= 0
         ]
 
     def _note(self, index: int) -> None:
         if (worker := get_worker_info()) is not None:
-            self._reading[worker.id] = torch.tensor([os.getpid(), index])
+            self._in_work[worker.id] = torch.tensor([os.getpid(), index])
 
     def _count(self, index: int, error: VideoError) -> None:
         if not self._bad[index]:
@@ -181,10 +190,13 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return int(rng.integers(room + 1)) if self.train else room // 2
 
     def _length(self, index: int) -> int:
-        """Frames that a clip may take. The last one of a video has no flow."""
-        if index not in self._lengths:
-            self._lengths[index] = count_frames(self.samples[index][0])
-        return self._lengths[index] - (self.flow is not None)
+        """How many frames of the video a clip may use. The last one of a video has no flow."""
+        length = int(self._lengths[index])
+        if length < 0:
+            path, checked = self.samples[index][0], self._checked[index]
+            length = checked.frames if checked and checked.holds(path) else count_frames(path)
+            self._lengths[index] = length
+        return length - (self.flow is not None)
 
     def _room(self, index: int) -> int:
         """By how many frames a clip may begin later than the video; negative where the video is too short."""
@@ -208,11 +220,11 @@ class Clips(Dataset[tuple[Inputs, int]]):
     def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
         """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
         path, _ = self.samples[index]
-        where = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
+        folders = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
         if isinstance(numbers, range):
-            flow = flow_of_clip(path, numbers.start, self.frames, self.stride, *where)
+            flow = flow_of_clip(path, numbers.start, self.frames, self.stride, *folders)
         else:
-            flow = flow_of_clip(path, 0, max(self._length(index), 1), 1, *where)[numbers]
+            flow = flow_of_clip(path, 0, max(self._length(index), 1), 1, *folders)[numbers]
         return resize_flow(torch.from_numpy(flow), clip.shape[-2:])
 
     def _free(self, clip: Tensor, index: int) -> tuple[int, int]:
@@ -254,7 +266,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Flow (..., 2, H, W) in pixels as (..., 2, *size), in pixels of the new size: motion grows with the picture."""
+    """Flow (..., 2, H, W) in pixels, resized to (..., 2, *size) in pixels of the new size."""
     H, W = flow.shape[-2:]
     if tuple(size) == (H, W):
         return flow
@@ -263,11 +275,13 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Views(Clips):
-    """Several views a video, for testing: (views, label), views float32 (clips * crops, 3, T, H, W).
+    """Several views of each video, for testing: (views, label), views float32 (clips * crops, 3, T, H, W).
 
-    `clips` clips are spaced uniformly from the video's first frame to its last (one lies in the middle), and each gives
-    `crops` crops: 1 in the centre, or 3 along the longer side. Scores are averaged over a video's views. The other
-    arguments are those of `Clips`; nothing is random.
+    The starts of `clips` clips are spaced uniformly from the video's first frame to the last possible one; a single one
+    lies in the middle. Each clip gives `crops` crops: 1 in the centre, or 3 along the longer side. Scores are averaged
+    over a video's views. The other arguments are those of `Clips`; nothing is random. Raises as `Clips` does.
+
+        views = Views(HMDB51("data/hmdb51", subset="test"), frames=16, clips=10, crops=3, resize=128, crop=112)
     """
 
     def __init__(

@@ -1,12 +1,17 @@
-"""TV-L1 flow of whole videos, in constant memory, and flow in files."""
+"""TV-L1 flow of whole videos, in constant memory, and flow in files.
+
+A file of extracted flow belongs to one video. Its flow from frame t to frame t + 1 is one grey picture, u above v
+(2H x W), clipped to 20 pixels a frame: bytes 1 to 255, 128 for no motion. It is coded as FFV1, each picture on its own,
+in Matroska, about 100 KB for a second of 320 x 240.
+"""
 
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,11 +19,12 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from repflow.files import beside
-from repflow.tvl1 import grey, tvl1
-from repflow.video import VideoError, frame_rate, iter_frames, probe
+from repflow.tvl1 import LARGEST, grey, tvl1
+from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
+from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _MAGIC = 202021.25  # what a .flo file begins with
-_AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
+AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
 
 
 def video_flow(
@@ -33,17 +39,19 @@ def video_flow(
     """Flow between successive frames of a video, as a memory map at `file` (.npy): float32 (T-1, 2, H, W).
 
     Frames start, start + stride, ..., at most `frames` of them, reduced to `width` (`narrowed`). u to the right and v
-    down, in pixels of the reduced frames per taken frame. Shows progress. Raises VideoError where the video cannot be
+    down, in pixels of the reduced frames per chosen frame. Shows progress. Raises VideoError where the video cannot be
     read or has fewer than two such frames.
+
+        flow = video_flow("a.mp4", "flow.npy", width=320)  # (T-1, 2, H, W)
     """
-    there = probe(path).frames
-    count = len(range(start, there, stride))
+    length = probe(path).frames
+    count = len(range(start, length, stride))
     if frames is not None:
         count = min(frames, count)
     if count < 2:
         raise VideoError(
             f"{os.fspath(path)!r}: flow needs two frames, start={start}, frames={frames}, stride={stride} give {count} "
-            f"of the video's {there}; take an earlier start, a smaller stride or more frames"
+            f"of the video's {length}; take an earlier start, a smaller stride or more frames"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pairs = pairwise(_grey_frames(path, start, count, stride, width))
@@ -120,15 +128,101 @@ def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
         (folder / "whole").replace(out)
 
 
+def flow_file(video: str | os.PathLike[str], root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """The file with the flow of a video under `root`: at the same place under `folder`, .mkv behind its whole name.
+
+    Raises ValueError for a video that does not lie under `root`.
+    """
+    relative = Path(os.path.abspath(video)).relative_to(os.path.abspath(root))
+    return Path(folder, f"{relative}.mkv")
+
+
+def flow_title(width: int | None = None) -> str:
+    """The title of a file of extracted flow, which says how to read it; frames were reduced to `width` first."""
+    title = f"flow, u above v: (value - 128) * {LARGEST:g} / 127 px/frame"
+    return title if width is None else f"{title}; frames at most {width} px wide"
+
+
+def has_title(path: str | os.PathLike[str], title: str) -> bool:
+    """Whether a video has just this title. Raises VideoError where it cannot be read."""
+    with open_video(path) as stream:
+        return _title(stream) == title
+
+
+def write_flow(path: str | os.PathLike[str], flow: Iterable[np.ndarray], fps: float, width: int | None = None) -> None:
+    """Write the flow from each frame to the next, (2, H, W) in pixels, as a file that `read_flow` reads.
+
+    The same flow gives the same bytes: FFV1, each picture on its own. `width` goes into the file's title.
+    """
+    pictures = (to_bytes(motion).reshape(-1, motion.shape[-1]) for motion in flow)
+    coding = {"level": "3", "g": "1", **BITEXACT_CODEC}
+    write_video(path, pictures, "ffv1", fps, pixels="gray", title=flow_title(width), container=BITEXACT, **coding)
+
+
+def read_flow(path: str | os.PathLike[str], start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
+    """Flow start, start + stride, ... of a file that `extract_flow` wrote: float32 (T, 2, H, W), in pixels a frame.
+
+    T is `frames`, or with None as many as there are. Each is the flow from a frame to the very next one, whatever the
+    stride. Raises ValueError for start < 0, frames < 1 or stride < 1, and VideoError where the file is missing,
+    damaged, of another kind or too short.
+    """
+    if start < 0 or stride < 1 or (frames is not None and frames < 1):
+        raise ValueError(f"expected start >= 0, frames >= 1, stride >= 1, got {start=}, {frames=}, {stride=}")
+    path = os.fspath(path)
+    stop = None if frames is None else start + (frames - 1) * stride + 1
+    with open_video(path) as stream:
+        if not _title(stream).startswith(flow_title()):
+            raise VideoError(f"{path!r}: expected a file that `extract_flow` wrote, found another video; extract again")
+        # Every packet is a picture of its own, so those before it need not be decoded; time stamps are not trusted.
+        packets = islice((packet for packet in stream.container.demux(stream) if packet.size), start, stop, stride)
+        pictures = [frame.to_ndarray(format="gray") for packet in packets for frame in packet.decode()]
+    if len(pictures) < (frames or 1):
+        raise VideoError(
+            f"{path!r}: {start=}, {frames=}, {stride=} need at least {stop or start + 1} pictures of flow, there are "
+            "fewer; ask for fewer, for a smaller start or stride, or extract again"
+        )
+    bytes_ = np.stack(pictures)
+    return from_bytes(bytes_.reshape(len(bytes_), 2, -1, bytes_.shape[-1]))
+
+
+def flow_of_clip(
+    video: str | os.PathLike[str],
+    start: int,
+    frames: int,
+    stride: int,
+    folder: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Flow at the frames t = start, start + stride, ... of a video, from t to t + 1: float32 (frames, 2, H, W), pixels.
+
+    Not the motion from one taken frame to the next, which a sum of this flow would not give either: two-stream
+    networks are trained on flow between neighbours. The video needs a frame after the last one that is taken.
+
+    Read from `folder`, where `extract_flow` wrote the flow of the videos under `root`; computed by TV-L1 on the CPU
+    where `folder` is None. Extracted flow is rounded to 20/127 px, clipped to 20 px, and of the size it was extracted
+    at. Raises VideoError and ValueError as `read_flow` and `repflow.video.read_clip` do.
+    """
+    if (folder is None) != (root is None):
+        raise ValueError(f"expected folder and root, or none of them, got {folder=}, {root=}")
+    if folder is None:
+        return np.stack(list(iter_flow(video, start, frames, stride)))
+    return read_flow(flow_file(video, root, folder), start, frames, stride)
+
+
+def to_bytes(flow: np.ndarray) -> np.ndarray:
+    """Flow in pixels, any shape, as uint8: round(flow * 127 / 20) + 128 after clipping to -20..20, so 1 to 255."""
+    return (np.rint(np.clip(flow, -LARGEST, LARGEST) * (127 / LARGEST)) + 128).astype(np.uint8)
+
+
+def from_bytes(values: np.ndarray) -> np.ndarray:
+    """Float32 flow in pixels from `to_bytes`'s values; within 10/127 px of what it was, where it was not clipped."""
+    return (values.astype(np.float32) - 128) * np.float32(LARGEST / 127)
+
+
 def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
-    """Taken frames per second, 25 a second where the video does not say."""
+    """Chosen frames per second: the video's rate over `stride`, where the video names none 25 over `stride`."""
     rate = frame_rate(video)
     return (25.0 if np.isnan(rate) else rate) / stride
-
-
-def exact_rate(fps: float) -> Fraction:
-    """The fraction that a rate stands for: 29.97003 is 30000/1001, and one frame an hour 1/3600."""
-    return 1 / exact_rate(1 / fps) if fps < 1 else Fraction(fps).limit_denominator(1001)
 
 
 def resize(frames: Tensor, size: Sequence[int]) -> Tensor:
@@ -164,7 +258,11 @@ def _grey_frames(
 def _between(pairs: Iterable[tuple[Tensor, Tensor]], device: str) -> Iterator[np.ndarray]:
     """TV-L1 flow (2, H, W) of each pair of grey frames (H, W)."""
     pairs, count = iter(pairs), 1
-    while taken := list(islice(pairs, count)):
-        first, second = (torch.stack(frames).to(device) for frames in zip(*taken, strict=True))
+    while batch := list(islice(pairs, count)):
+        first, second = (torch.stack(frames).to(device) for frames in zip(*batch, strict=True))
         yield from tvl1(first, second).cpu().numpy()
-        count = 1 + _AT_ONCE[device] // first[0].numel()
+        count = 1 + AT_ONCE[device] // first[0].numel()
+
+
+def _title(stream: av.VideoStream) -> str:
+    return stream.container.metadata.get("title", "")

@@ -32,9 +32,8 @@ class HMDB51(Listed):
     "name.avi tag" with tag 1 for train, 2 for test and 0 for unused. Any set in this layout will do. Where name.avi is
     not there, a video of the same stem is taken, by the order of `lists.ENDINGS`. Folders and videos may be links.
 
-    With `split_file`, that one list decides, and fold and subset say nothing: lines "video class", as lists of the 2019
-    release's kind have them (what those look like is a guess, so much is taken: names with or without an ending or
-    rgb_ in front, videos in `root`/<class> or all together in `root`).
+    With `split_file`, that one list decides, and fold and subset say nothing. Its lines are "video class"; names may
+    have an ending or none and rgb_ in front, and the videos lie in `root`/<class> or all together in `root`.
 
     classes: sorted class names, or those in the argument `classes`: names in their order (a set is sorted) or a text
     file with one a line; samples: by class, then in the order of the split file; expected, missing and quarantined as
@@ -78,12 +77,7 @@ class HMDB51(Listed):
             )
         self._expect_samples(subset)
         count = _COUNTS.get(subset, self.expected)
-        if (
-            len(self.classes) == 51
-            and not split_file
-            and self.expected != count
-            and self.classes == official_classes("hmdb51")
-        ):
+        if not split_file and self.expected != count and self.classes == official_classes("hmdb51"):
             warn(
                 f"{str(root)!r}: expected {count} videos in the split files of fold {fold}, {subset}, got "
                 f"{self.expected}; results will not compare with others'; unpack the official split files again"
@@ -101,7 +95,7 @@ def find_splits(root: Path, fold: int) -> dict[str, Path]:
 
 
 def find_files(root: Path, videos: Mapping[str, Iterable[str]]) -> Iterator[Video]:
-    """Where the videos lie that are listed, by class, with the names of their files."""
+    """The files of the videos that are listed by class; `videos` has their file names."""
     left_out: list[os.DirEntry[str]] = []
     for label, (name, listed) in enumerate(videos.items()):
         files = videos_of(scan(root / name), left_out)
@@ -113,26 +107,8 @@ def find_files(root: Path, videos: Mapping[str, Iterable[str]]) -> Iterator[Vide
 def _read_list(path: Path) -> dict[str, list[str]]:
     """Stems of the videos by class, of a list with lines "video class"."""
     videos: dict[str, list[str]] = {}
-    labels: dict[str, str] = {}
-    known = official_classes("hmdb51")
-    for number, line in read_lines(path):
-        match line.rsplit(maxsplit=1):
-            case [video, name] if not {"/", "\\", "\0"} & set(video) and name in known:
-                video = stem(video)
-                if labels.setdefault(video, name) != name:
-                    raise ValueError(
-                        f"{str(path)!r}, line {number}: expected one class a video, got {name!r} for {video!r}, which "
-                        f"had {labels[video]!r} above; remove one of the lines"
-                    )
-                if video not in videos.setdefault(name, []):
-                    videos[name].append(video)
-            case _:
-                raise ValueError(
-                    f"{str(path)!r}, line {number}: expected 'video class' with a plain file name and a class of "
-                    f"HMDB51, got {line!r}; mend the line"
-                )
-    if not videos:
-        raise ValueError(f"{str(path)!r}, line 1: expected lines 'video class', got none; give another list")
+    for name, label in _read_pairs(path, official_classes("hmdb51"), "video class", "a class of HMDB51").items():
+        videos.setdefault(label, []).append(stem(name))
     return videos
 
 
@@ -160,22 +136,27 @@ def _of_subset(path: Path, subset: str) -> list[str]:
 
 def read_split(path: Path) -> dict[str, int]:
     """Tag by video, each stem once. A line may be repeated, not contradicted; ValueError for a bad line or none."""
-    tags: dict[str, int] = {}
+    pairs = _read_pairs(path, ("0", "1", "2"), "name.avi tag", "tag 1 (train), 2 (test) or 0 (unused)")
+    return {name: int(tag) for name, tag in pairs.items()}
+
+
+def _read_pairs(path: Path, values: Collection[str], form: str, kind: str) -> dict[str, str]:
+    """The value by the video's name, of lines "name value"; of names with the same stem, only the first is kept."""
+    pairs: dict[str, str] = {}
     names: dict[str, str] = {}
     for number, line in read_lines(path):
-        match line.rsplit(maxsplit=1):
-            case [name, ("0" | "1" | "2") as tag] if not {"/", "\\", "\0"} & set(name) and name not in (".", ".."):
-                name = names.setdefault(stem(name), name)
-                if tags.setdefault(name, int(tag)) != int(tag):
-                    raise ValueError(
-                        f"{str(path)!r}, line {number}: expected one tag a video, got {tag} for {name!r}, which had "
-                        f"{tags[name]} above; remove one of the lines"
-                    )
-            case _:
-                raise ValueError(
-                    f"{str(path)!r}, line {number}: expected 'name.avi tag' with a plain file name and "
-                    f"tag 1 (train), 2 (test) or 0 (unused), got {line!r}; mend the line"
-                )
-    if not tags:
-        raise ValueError(f"{str(path)!r}, line 1: expected lines 'name.avi tag', got none; get the official file")
-    return tags
+        name, value = ["", *line.rsplit(maxsplit=1)][-2:]
+        if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name) or value not in values:
+            raise ValueError(
+                f"{str(path)!r}, line {number}: expected {form!r} with a plain file name and {kind}, got {line!r}; "
+                "mend the line"
+            )
+        name = names.setdefault(stem(name), name)
+        if pairs.setdefault(name, value) != value:
+            raise ValueError(
+                f"{str(path)!r}, line {number}: expected one {form.split()[1]} a video, got {value} for {name!r}, "
+                f"which had {pairs[name]} above; remove one of the lines"
+            )
+    if not pairs:
+        raise ValueError(f"{str(path)!r}, line 1: expected lines {form!r}, got none; get the official file")
+    return pairs

@@ -1,4 +1,4 @@
-"""Kinetics-400 as people have it: official CSV lists, class folders, or the list of the 2019 release.
+"""Kinetics-400 as people have it: official CSV lists, or class folders.
 
 Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950.
 """
@@ -16,7 +16,6 @@ from repflow.data.lists import (
     is_folder,
     official_classes,
     read_csv,
-    read_json,
     scan,
     tell_of_copies,
     tell_of_others,
@@ -24,23 +23,21 @@ from repflow.data.lists import (
 )
 
 _SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
-_NAME = re.compile(
-    r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII
-)  # an id's length tells "rgb_" from an id so begun
+# Ids have 11 characters, so an id that starts with rgb_ is not confused with the prefix.
+_NAME = re.compile(r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII)
+_COLUMNS = "label", "youtube_id", "time_start", "time_end", "split"
 
 Clip = tuple[str, int, int]  # YouTube id, start and end in s
-Row = tuple[str, str, str, str]  # where it stands, the clip's name, label, split
 
 
 class Kinetics(Listed):
     """One subset of Kinetics-400: "train", "val" or "test".
 
-    With `csv`, the list decides. It is an official CSV file, with the columns label, youtube_id, time_start, time_end
-    and split; or, where its name ends in .json, an object {"rgb_<id>_<start>_<end>": {"subset": ..., "label": ...}}
-    with the keys of the 2019 release, whose values are a guess. The videos may lie in `root`/<subset>/<label>,
-    `root`/<subset>, `root`/<label> or `root`, the first of these winning, and be named <id>_<start>_<end>, padded with
-    zeros or not, with or without rgb_ in front, with any of `lists.ENDINGS`. Many are missing from most copies: they
-    are only listed in `missing`, as in the official names, <id>_000010_000020.
+    With `csv`, the list decides: an official CSV file, with the columns label, youtube_id, time_start, time_end and
+    split. The videos may lie in `root`/<subset>/<label>, `root`/<subset>, `root`/<label> or `root`, the first of these
+    winning, and be named <id>_<start>_<end>, padded with zeros or not, with or without rgb_ in front, with any of
+    `lists.ENDINGS`. Many are missing from most copies: they are only listed in `missing`, by their official names,
+    <id>_000010_000020.
 
     Without `csv`, every video in `root`/<subset>/<label> counts (`root` may be the subset's folder itself). Labels may
     have underscores for spaces, in lists and folders.
@@ -85,11 +82,13 @@ def _by_folder(root: Path, subset: str, labels: dict[str, int | None]) -> Iterat
     folders = [root / name for name in _SUBSETS[subset] if (root / name).is_dir()]
     if not folders and root.absolute().name in _SUBSETS[subset]:
         folders = [root]
-    found = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
-    if unknown := [entry.path for entry in found if _spaced(entry.name) not in labels]:
+    inner = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
+    unknown = [entry.path for entry in inner if _spaced(entry.name) not in labels]
+    if unknown:
         raise ValueError(f"expected folders named as classes of Kinetics-400, got {unknown[:3]}; move them elsewhere")
-    found = {os.path.realpath(entry.path): entry for entry in reversed(found)}.values()  # once, whatever links to it
-    chosen = [(label, entry) for entry in reversed(found) if (label := labels[_spaced(entry.name)]) is not None]
+    unique = {os.path.realpath(entry.path): entry for entry in reversed(inner)}  # each once, whatever links to it
+    labelled = [(labels[_spaced(entry.name)], entry) for entry in reversed(unique.values())]
+    chosen = [(label, entry) for label, entry in labelled if label is not None]
     left_out: list[os.DirEntry[str]] = []
     for label, folder in sorted(chosen, key=lambda pair: pair[0]):
         for entry in videos_of(scan(Path(folder.path)), left_out).values():
@@ -122,8 +121,9 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
     """Label by clip, in the list's order. A clip may be listed twice, not with two labels."""
     wanted: dict[Clip, int | None] = {}
     known = {name: key for key, names in _SUBSETS.items() for name in names}
-    for where, name, label, split in (_json_rows if path.suffix == ".json" else _csv_rows)(path):
-        clip, label = _clip(name), _spaced(label)
+    for where, (label, *place, split) in read_csv(path, _COLUMNS):
+        name, label = "_".join(place), _spaced(label)
+        clip = _clip(name)
         if clip is None:
             raise ValueError(f"{where}: expected an id of 11 letters, digits, - and _, and whole seconds, got {name!r}")
         if label not in labels:
@@ -132,23 +132,10 @@ def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Cli
             raise ValueError(f"{where}: expected one of the splits {', '.join(known)}, got {split!r}; mend it")
         if known[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:
             raise ValueError(f"{where}: {name!r} was listed above with another label than {label!r}; remove one")
-    if not (chosen := {clip: label for clip, label in wanted.items() if label is not None}):
+    chosen = {clip: label for clip, label in wanted.items() if label is not None}
+    if not chosen:
         raise ValueError(
             f"{str(path)!r}: expected clips of subset {subset} in the classes asked for, got none; {len(wanted)} are "
             "listed in others; give another list, subset or classes"
         )
     return chosen
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    for where, (label, *name, split) in read_csv(path, ("label", "youtube_id", "time_start", "time_end", "split")):
-        yield where, "_".join(name), label, split
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for key, value in read_json(path).items():
-        match value:
-            case {"subset": str(split), "label": str(label)}:
-                yield f"{str(path)!r}, {key!r}", key.removesuffix(".mp4"), label, split
-            case _:
-                raise ValueError(f'{str(path)!r}, {key!r}: expected {{"subset": ..., "label": ...}}, got {value!r}')

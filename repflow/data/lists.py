@@ -1,7 +1,6 @@
 """What the readers of listed videos share: text files, class names, the quarantine, and what became of each video."""
 
 import csv
-import json
 import logging
 import os
 from collections import Counter
@@ -9,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote_to_bytes
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 from repflow.arguments import warn
 
@@ -19,19 +19,37 @@ ENDINGS = (
     *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".dv", ".gif"),
 )
 QUARANTINE = "quarantine.txt"
+CHECKED = "check.csv"
 _log = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 Video = tuple[str, os.DirEntry[str] | None, int]  # its name, its file if there is one, its label
 
 
+class Checked(NamedTuple):
+    """What `data check` found of a video: its frames, when the file had this size in bytes and time of change."""
+
+    frames: int
+    bytes: int
+    mtime_ns: int
+
+    def holds(self, path: PathLike) -> bool:
+        """Whether the file is still the one that was checked."""
+        try:
+            stat = os.stat(path)
+        except OSError:  # reading it will tell why
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+
 class Listed:
     """A data set's videos, as its lists name them and as its folder has them.
 
-    root: the folder; classes: class names, a label being an index into them; samples: (path, label); expected: how many
+    root: the folder; classes: class names; samples: (path, label), label an index into classes; expected: how many
     videos the lists name; missing: those of them that are not in the folder, or are links to nothing; quarantined:
-    those that the quarantine names, by their path under the root. Each expected video is in just one of samples,
-    missing and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
+    those that the quarantine names, by their path under the root; checked: what the check.csv beside the quarantine
+    tells of the samples. Each expected video is in just one of samples, missing and quarantined. A video may be a link
+    to anywhere: a list cannot leave the root, but its owner may.
     """
 
     root: Path
@@ -40,6 +58,7 @@ class Listed:
     expected: int
     missing: list[str]
     quarantined: list[str]
+    checked: dict[Path, Checked]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,12 +71,16 @@ class Listed:
         for name, entry, label in listed:
             if entry is None or not is_file(entry):
                 self.missing.append(name)
-                dangling += [name] * (entry is not None)
-            elif is_bad(path := Path(entry.path)):
+                if entry is not None:
+                    dangling.append(name)
+                continue
+            path = Path(entry.path)
+            if is_bad(path):
                 self.quarantined.append(path.relative_to(root).as_posix())
             else:
                 self.samples.append((path, label))
         self.expected = len(self.samples) + len(self.missing) + len(self.quarantined)
+        self.checked = read_checked(root, quarantine, [path for path, _ in self.samples])
         if dangling:
             warn(
                 f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; "
@@ -85,19 +108,17 @@ def choose_classes(
     if isinstance(classes, str | os.PathLike):
         classes = read_classes(Path(classes))
     chosen = dict.fromkeys(tidy(name) for name in (sorted(classes) if isinstance(classes, Set) else classes))
-    if unknown := sorted(set(chosen) - set(known)):
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
         few = ", ".join(sorted(known)[:60])
         raise ValueError(f"classes: expected some of {few}, got {', '.join(map(repr, unknown))}; mend the names")
     return list(chosen)
 
 
 def read_text(path: Path) -> str:
-    """A list's text, its line ends made "\\n". Raises ValueError for UTF-16, which some editors save."""
-    content = path.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{str(path)!r}, line 1: expected UTF-8 text, got UTF-16; save the file as UTF-8")
+    """A list's text, its line ends made "\\n"."""
     # surrogateescape: a name in any encoding still meets its file; utf-8-sig: editors leave a byte-order mark
-    text = content.decode("utf-8-sig", errors="surrogateescape")
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -112,7 +133,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
     """(where it stands, the fields of `columns`) of each row. Raises ValueError for what is no such table."""
     rows = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
     try:
-        if lost := [name for name in columns if name not in (rows.fieldnames or ())]:
+        lost = [name for name in columns if name not in (rows.fieldnames or ())]
+        if lost:
             raise ValueError(f"{str(path)!r}, line 1: expected the columns {', '.join(columns)}, no {', '.join(lost)}")
         for row in rows:
             where = f"{str(path)!r}, line {rows.line_num}"
@@ -122,24 +144,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
     except csv.Error as error:
         line = rows.reader.line_num
         raise ValueError(f"{str(path)!r}, line {line}: expected CSV text, {error}; mend the line") from None
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object. Raises ValueError for anything else, and for a key that occurs twice."""
-    try:
-        content = json.loads(read_text(path), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r}: expected JSON text: {error}; mend the file") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r}: expected a JSON object, got {type(content).__name__}; give another file")
-    return content
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{key!r} occurs {count} times")
-    return dict(pairs)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -156,9 +160,9 @@ def read_classes(path: Path) -> list[str]:
 
 def official_classes(name: str) -> list[str]:
     """The class names of "hmdb51" or "kinetics400", in their official order."""
-    file, here = f"{name}_classes.txt", Path(__file__).parent
-    places = (here / file, here.parents[1] / "data" / file)  # wheel, checkout
-    return read_classes(next(filter(Path.is_file, places), places[-1]))
+    package = Path(__file__).parent
+    in_wheel, in_checkout = (folder / f"{name}_classes.txt" for folder in (package, package.parents[1] / "data"))
+    return read_classes(in_wheel if in_wheel.is_file() else in_checkout)
 
 
 def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]:
@@ -204,6 +208,31 @@ def quarantine_test(root: Path, quarantine: PathLike | None) -> Callable[[Path],
     folder = cache(os.path.realpath)  # of folders alone: a video that is a link goes by its own name
     unusable = {(folder(path.parent), path.name) for path in read_quarantine(root, quarantine)}
     return lambda path: bool(unusable) and (folder(path.parent), path.name) in unusable
+
+
+def read_checked(root: Path, quarantine: PathLike | None, videos: Iterable[Path]) -> dict[Path, Checked]:
+    """What the check.csv beside the quarantine tells of these videos, where there is one and they were decoded.
+
+    Paths are understood as in the quarantine. Whether a file has changed since is for `Checked.holds` to tell, once
+    the video is used. A check.csv that cannot be understood is left alone, which the log tells.
+    """
+    place = root if quarantine is None else Path(quarantine)
+    file = (place if place.is_dir() else place.parent) / CHECKED
+    if not file.is_file():
+        return {}
+    folder = cache(os.path.realpath)
+    records = {}
+    try:
+        columns = ("path", "status", "frames", "bytes", "mtime_ns")
+        for _, (name, status, *numbers) in read_csv(file, columns):
+            if status in ("ok", "too short"):
+                path = root / unquoted(name)
+                records[folder(path.parent), path.name] = Checked(*map(int, numbers))
+    except (OSError, ValueError) as error:
+        _log.warning("the lengths of videos are counted anew: %s", error)
+        return {}
+    keys = ((path, (folder(path.parent), path.name)) for path in videos)
+    return {path: records[key] for path, key in keys if key in records}
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -279,40 +308,35 @@ def find_videos(root: Path) -> list[str]:
     there is no video.
     """
     seen, folders = {os.path.realpath(root)}, [root]
-    found: list[str] = []
+    names: list[str] = []
     left_out: list[os.DirEntry[str]] = []
     while folders:
         try:
             entries = scan(folders.pop())
         except OSError as error:
-            _tell(error)
+            _log.warning("%r cannot be listed (%s): what is in it is left out", error.filename, error.strerror)
             continue
         inner = [entry for entry in entries if is_folder(entry) and not entry.name.startswith(".")]
         for entry in sorted(inner, key=os.DirEntry.is_symlink):  # a folder before links to it
-            if (real := os.path.realpath(entry.path)) not in seen:
+            real = os.path.realpath(entry.path)
+            if real not in seen:
                 seen.add(real)
                 folders.append(Path(entry.path))
         videos = videos_of(entries, left_out).values()
-        found += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
+        names += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
     tell_of_copies(root, left_out)
     tell_of_others(root, left_out)
-    if not found:
+    if not names:
         raise FileNotFoundError(
             f"{str(root)!r}: expected videos ({' '.join(ENDINGS)}) in it or in its folders, found none among "
             f"{len(left_out)} files; check the path"
         )
-    return sorted(found)
-
-
-def _tell(error: OSError) -> None:
-    _log.warning("%r cannot be listed (%s): what is in it is left out", error.filename, error.strerror)
+    return sorted(names)
 
 
 def quoted(path: str) -> str:
-    """A path on one printable line: %XX for bytes not printable, "%", backslashes, and a first "#" or space."""
-    plain = [c.isprintable() and c not in "%\\" and (i > 0 or c not in "# ") for i, c in enumerate(path)]
-    pairs = zip(path, plain, strict=True)
-    return "".join(c if keep else "".join(f"%{byte:02X}" for byte in os.fsencode(c)) for c, keep in pairs)
+    """A path as one line of plain ASCII: %XX for every other byte, and for blanks, "%", "#" and backslashes."""
+    return quote(os.fsencode(path), safe="/!$&'()*+,:;<=>?@[]^`{|}~")
 
 
 def unquoted(text: str) -> str:

@@ -15,19 +15,17 @@ either.
 import json
 import os
 from collections.abc import Collection
-from fractions import Fraction
 from math import asinh, log, sqrt
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import HMDB51, TAGS
 from repflow.data.lists import PathLike
 from repflow.files import beside
+from repflow.video.write import BITEXACT, write_video
 
 # What moves, as (right, down, clockwise, growing), and how much its speed changes from the middle to the end.
 _MOTIONS = {
@@ -48,6 +46,8 @@ CLASSES = tuple(_MOTIONS)
 BASIC = CLASSES[:8]
 PAIRS = (CLASSES[8:10], CLASSES[10:])
 
+# MPEG-4 with every frame coded alone at a fixed quantiser, 2 in units of 1/118: a frame's artefacts depend on it only.
+_CODING = {"flags": "+bitexact+qscale", "global_quality": "236", "g": "1", "threads": "1"}
 _VERSION = 1  # raise it whenever the same parameters give other pixels
 _SPEEDS = (1.0, 2.5)  # px/frame, mean over the frame and over time
 _WAVES = 96
@@ -85,11 +85,14 @@ class SyntheticMotion(HMDB51):
         seed: int = 0,
         moving: Moving = "frame",
     ) -> None:
-        """Writes so many train, test and unused clips a class, each `frames` frames of `size`×`size` px, under `root`.
+        """Write `train`, `test` and `unused` clips of each class, of `frames` frames of `size`×`size` px, under `root`.
 
         The whole frame moves, or an object in it. Clip i of a class and subset depends on seed, size, frames and
-        moving alone, not on how many are made. A set of the same parameters that is there already is kept; anything
-        else in `root` raises FileExistsError, and fewer than 3 frames, which cannot show acceleration, ValueError.
+        moving alone, not on how many are made. An existing set of the same parameters is kept; anything else in `root`
+        raises FileExistsError, and fewer than 3 frames, which cannot show acceleration, ValueError.
+
+            SyntheticMotion.make("data/motion", train=10, test=5)
+            clips = Clips(SyntheticMotion("data/motion"), frames=9, train=True)
         """
         if frames < 3:
             raise ValueError(f"frames must be at least 3, to tell accelerating from decelerating, got {frames}")
@@ -107,7 +110,9 @@ class SyntheticMotion(HMDB51):
                 clips = [(subset, i) for subset, count in counts.items() for i in range(count)]
                 for subset, i in clips:
                     rng = np.random.default_rng((seed, CLASSES.index(name), TAGS[subset], i))
-                    _write(made / name / f"{name}_{subset}_{i:04}.avi", render(name, rng, size, frames, moving=moving))
+                    clip = render(name, rng, size, frames, moving=moving)
+                    file = made / name / f"{name}_{subset}_{i:04}.avi"
+                    write_video(file, clip, "mpeg4", 25, container=BITEXACT, **_CODING)
                 lines = [f"{name}_{subset}_{i:04}.avi {TAGS[subset]} \n" for subset, i in clips]
                 (made / f"{name}_test_split1.txt").write_text("".join(lines))
             (made / "recipe.json").write_text(json.dumps(recipe))
@@ -193,23 +198,9 @@ def _is_made(root: Path, recipe: dict[str, str | int]) -> bool:
         return False
     file = root / "recipe.json"
     # Sets that were made before objects could move say nothing of it.
-    found = {"moving": "frame"} | json.loads(file.read_text()) if file.is_file() else "other files"
-    if found != recipe:
+    content = {"moving": "frame"} | json.loads(file.read_text()) if file.is_file() else "other files"
+    if content != recipe:
         raise FileExistsError(
-            f"{str(root)!r}: expected {recipe} or an empty folder, found {found}; delete it or choose another"
+            f"{str(root)!r}: expected {recipe} or an empty folder, found {content}; delete it or choose another"
         )
     return True
-
-
-def _write(path: Path, clip: np.ndarray) -> None:
-    """MPEG-4 with every frame coded alone at a fixed quantiser: a frame's artefacts depend on that frame only."""
-    options = {"flags": "+bitexact+qscale", "global_quality": str(2 * 118)}  # quantiser 2, in units of 1/118
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(25), options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = clip.shape[2], clip.shape[1], "yuv420p", 1
-        stream.thread_count = 1
-        reformatter = VideoReformatter()
-        for picture in clip:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(reformatter.reformat(frame, format="yuv420p", threads=1)))
-        container.mux(stream.encode())

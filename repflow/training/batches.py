@@ -1,7 +1,7 @@
 """Which clips make up which step: a function of (seed, step) alone."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 
 import lightning as L
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repflow.data import Clips
 from repflow.data.clips import Inputs, Samples
+from repflow.data.lists import Checked
 from repflow.evaluation import check_sizes
 from repflow.training.recipe import Recipe
 
@@ -23,6 +24,7 @@ class Part:
     samples: list[tuple[PathLike[str], int]]
     directed: bool
     classes: list[str] | None = None
+    checked: Mapping[PathLike[str], Checked] = field(default_factory=dict)
 
 
 def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
@@ -41,7 +43,7 @@ def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
     parts: tuple[list, list] = ([], [])
     for i, sample in enumerate(source.samples):
         parts[i in held_out].append(sample)
-    rest = getattr(source, "directed", False), getattr(source, "classes", None)
+    rest = getattr(source, "directed", False), getattr(source, "classes", None), getattr(source, "checked", {})
     return Part(source.root, parts[0], *rest), Part(source.root, parts[1], *rest)
 
 

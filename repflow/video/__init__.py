@@ -1,13 +1,12 @@
 """Video decoding, exact to the frame, and lintel's call convention."""
 
 from repflow.video.backends import decoders, loadvid, loadvid_frame_nums
+from repflow.video.opening import VideoError, open_video
 from repflow.video.reading import (
-    VideoError,
     VideoInfo,
     count_frames,
     frame_rate,
     iter_frames,
-    open_video,
     probe,
     read_clip,
 )

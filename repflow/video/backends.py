@@ -1,17 +1,20 @@
 """lintel's call convention, on PyAV or on another decoder."""
 
-import io
 import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
 import torch
 
-from repflow.video.reading import VideoError, VideoInfo, count_frames, frame_rate, name_of, pick, survey, too_short
+from repflow.video.opening import VideoError, name_of, too_short
+from repflow.video.reading import VideoInfo, count_frames, frame_rate, pick, survey
+from repflow.video.write import write_video
 
 
 def loadvid(
@@ -26,15 +29,19 @@ def loadvid(
 ) -> tuple[bytearray, int, int, float] | tuple[bytearray, float]:
     """lintel's function of that name: (RGB bytes in T, H, W, C order, width, height, seconds skipped).
 
-    Width and height are left out where they were given; they must be the video's (ValueError otherwise). The clip's
-    start is uniform over all that fit, drawn from `rng` or PyTorch's generator, or 0 without random seek; a video
-    shorter than `num_frames` repeats from its first frame on. Other than in lintel, the clip without random seek starts
-    at frame 0, not 1; seeds reach the start, so that workers differ; the seconds are start / rate; phones' videos are
-    turned upright; unreadable, damaged (see `read_clip`) and mismatched videos raise VideoError or ValueError where
-    lintel returns uninitialised memory or aborts; videos without time stamps are read right. `backend` "lintel" and
-    "torchcodec" decode with those packages (ImportError where they are missing) after the bytes have been decoded
-    once with PyAV, as neither is strict; they refuse (VideoError) turned or mirrored videos and uneven time stamps.
-    In some MPEG-TS and MPEG-PS files torchcodec gives other frames, as their times tell: VideoError, too.
+    Width and height are left out of the result where they were given; they must be the video's. The clip's start is
+    uniform over all that fit, drawn from `rng` or PyTorch's generator, or 0 without random seek. A video shorter than
+    `num_frames` repeats from its first frame on. Other than in lintel, the clip without random seek starts at frame 0,
+    not 1; seeds reach the start, so that workers differ; the seconds are start / rate; phones' videos are turned
+    upright; videos without time stamps are read right.
+
+    Raises ValueError for another size, and VideoError for unreadable and damaged videos (see `read_clip`), where lintel
+    returns uninitialised memory or aborts. `backend` "lintel" and "torchcodec" decode with those packages (ImportError
+    where they are missing) after the bytes have been decoded once with PyAV, since neither is strict. They refuse
+    (VideoError) turned or mirrored videos and uneven time stamps. In some MPEG-TS and MPEG-PS files torchcodec gives
+    other frames, as their times tell: VideoError, too.
+
+        pixels, width, height, seconds = loadvid(Path("a.avi").read_bytes(), num_frames=16)
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
@@ -43,7 +50,7 @@ def loadvid(
     start = int(torch.randint(room + 1, ()) if rng is None else rng.integers(room + 1))
     numbers = [number % length for number in range(start, start + num_frames)]
     seconds = start / frame_rate(encoded_video) if start else 0.0
-    return *_take(encoded_video, numbers, backend, width, height), seconds
+    return *_read(encoded_video, numbers, backend, width, height), seconds
 
 
 def loadvid_frame_nums(
@@ -63,8 +70,8 @@ def loadvid_frame_nums(
     """
     if not len(frame_nums) or min(frame_nums) < 0:
         raise ValueError(f"frame_nums must be one or more numbers from 0 on, got {list(frame_nums)}")
-    taken = _take(encoded_video, frame_nums, backend, width, height)
-    return taken[0] if width else taken
+    result = _read(encoded_video, frame_nums, backend, width, height)
+    return result[0] if width else result
 
 
 def decoders() -> list[tuple[str, bool, str]]:
@@ -72,7 +79,10 @@ def decoders() -> list[tuple[str, bool, str]]:
 
     A lintel built on FFmpeg 5 or newer may hang here.
     """
-    clip, report = _test_clip(), []
+    with TemporaryDirectory() as folder:
+        write_video(Path(folder, "black.mp4"), np.zeros((2, 32, 32, 3), np.uint8), "mpeg4", 25)
+        clip = Path(folder, "black.mp4").read_bytes()
+    report = []
     for name in _BACKENDS:
         try:
             loadvid(clip, should_random_seek=False, num_frames=2, backend=name)
@@ -84,7 +94,7 @@ def decoders() -> list[tuple[str, bool, str]]:
     return report
 
 
-def _take(
+def _read(
     encoded: bytes, numbers: Sequence[int], backend: str, width: int, height: int
 ) -> tuple[bytearray, int, int] | tuple[bytearray]:
     """What lintel returns for the frames of these numbers."""
@@ -106,17 +116,15 @@ def _pyav(encoded: bytes, numbers: list[int]) -> np.ndarray:
 
 def _lintel(encoded: bytes, numbers: list[int]) -> np.ndarray:
     try:
-        import lintel
-    except ImportError:
-        lintel = None
-    if not all(callable(getattr(lintel, name, None)) for name in ("loadvid", "loadvid_frame_nums")):
+        from lintel import loadvid_frame_nums as read
+    except ImportError as error:
         raise ImportError(
-            f"backend 'lintel' expected the video decoder, found {lintel or 'no such package'}; conda-forge has it for "
-            "Python up to 3.9, PyPI's lintel is a docstring checker: never pip install that; or use backend='pyav'"
-        )
+            f"backend 'lintel' expected the video decoder ({error}); conda-forge has it for Python up to 3.9, PyPI's "
+            "lintel is a docstring checker: never pip install that; or use backend='pyav'"
+        ) from error
     (width, height, *_), _ = _vet(encoded, numbers)
     # Without should_seek it is off by one; its loadvid takes no seed, and skips frame 0 where nothing is random.
-    pixels = lintel.loadvid_frame_nums(bytes(encoded), frame_nums=numbers, width=width, height=height, should_seek=True)
+    pixels = read(bytes(encoded), frame_nums=numbers, width=width, height=height, should_seek=True)
     return np.frombuffer(pixels, np.uint8).reshape(len(numbers), height, width, 3)
 
 
@@ -125,19 +133,13 @@ def _torchcodec(encoded: bytes, numbers: list[int]) -> np.ndarray:
     try:
         from torchcodec.decoders import VideoDecoder
 
-        decoder = VideoDecoder(bytes(encoded), dimension_order="NHWC", num_ffmpeg_threads=1)
-        frames = decoder.get_frames_at(numbers)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"backend 'torchcodec' is not there ({error}); pip install torchcodec, and FFmpeg's libraries with the "
-            "system's package manager, or use backend='pyav'"
-        ) from error
+        frames = VideoDecoder(bytes(encoded), dimension_order="NHWC", num_ffmpeg_threads=1).get_frames_at(numbers)
     except (ImportError, OSError, RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
         if isinstance(error, ImportError) or "load" in reason:  # FFmpeg is missed at the import or at the first use
             raise ImportError(
-                f"backend 'torchcodec' does not work ({reason}); install FFmpeg's libraries with the system's package "
-                "manager, and a torchcodec that fits this torch, or use backend='pyav'"
+                f"backend 'torchcodec' does not work ({reason}); pip install torchcodec, in a version that fits this "
+                "torch, and install FFmpeg's libraries with the system's package manager, or use backend='pyav'"
             ) from error
         raise VideoError(f"{name_of(encoded)}: torchcodec fails ({reason}); use backend='pyav'") from error
     wanted = np.array([float(times[number]) for number in numbers])
@@ -155,23 +157,12 @@ _BACKENDS = {"pyav": _pyav, "lintel": _lintel, "torchcodec": _torchcodec}
 
 def _vet(encoded: bytes, numbers: list[int]) -> tuple[VideoInfo, list[Fraction]]:
     """Data and times of a sound video that decoders which go by the time stamps read right; else VideoError."""
-    info, times, askew = survey(encoded)
+    info, times, turned = survey(encoded)
     steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)] or [1]
-    if askew or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # one tick of rounding
+    if turned or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # one tick of rounding
         raise VideoError(
             f"{name_of(encoded)}: turned, mirrored, or without even time stamps; use backend='pyav', which reads it"
         )
     if numbers[-1] >= info.frames:
         raise too_short(encoded, numbers[-1], info.frames)
     return info, times
-
-
-def _test_clip() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for _ in range(2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
-        container.mux(stream.encode())
-    return file.getvalue()

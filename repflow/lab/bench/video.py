@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from repflow.data.flow import resize
 from repflow.files import Row
 from repflow.lab.bench.timing import statistics, time_in_turn
 from repflow.processes import fresh_processes
-from repflow.video import VideoError, probe, read_clip
+from repflow.video import VideoError, probe, read_clip, write
 
 Reader = Callable[[str, int, int], np.ndarray]  # file, first frame, number of frames -> uint8 (T, H, W, 3) RGB
 SIDE = 112  # pixels of the clips that are handed out
@@ -104,13 +103,8 @@ def write_video(path: Path, codec: str, frames: int, size: tuple[int, int], **op
     width, height = size
     cells = np.random.default_rng(0).integers(0, 256, (3, height // 8 + 40, width // 8 + 50), np.uint8)
     texture = resize(torch.from_numpy(cells), [8 * side for side in cells.shape[1:]]).permute(1, 2, 0).numpy()
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, Fraction(30), options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 600_000
-        for t in range(frames):
-            picture = np.roll(texture, (t, -2 * t), (0, 1))[:height, :width]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
-        container.mux(stream.encode())
+    pictures = (np.roll(texture, (t, -2 * t), (0, 1))[:height, :width] for t in range(frames))
+    write.write_video(path, pictures, codec, 30, b="600000", **options)
 
 
 def _read_all(loader: DataLoader) -> None:
