@@ -446,11 +446,13 @@ while len(list(folder.parent.glob("*/metrics.json"))) < 2:
 
 
 def test_gpus_are_given_out_one_by_one_and_cores_shared(monkeypatch, tmp_path):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        processes = Processes()
     points = [Point(name, {}, [[sys.executable, "-c", DEVICE, "{out}"]], "metrics.json") for name in "ab"]
-    assert run_sweep(Sweep("asks", "", "", [], {}, [], points), tmp_path, Processes()) == {}
+    assert run_sweep(Sweep("asks", "", "", [], {}, [], points), tmp_path, processes) == {}
     numbers = [read_result(tmp_path, point)["metrics"] for point in points]
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in numbers) == [3, 5]
     assert {each["OMP_NUM_THREADS"] for each in numbers} == {max(1, os.cpu_count() // 2)}
