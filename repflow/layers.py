@@ -71,6 +71,18 @@ def scale_clips(x: Tensor) -> Tensor:
     return (x - low) * (255 / torch.where(constant, 1.0, span)).masked_fill(constant, 0.0)
 
 
+def scale_batch(x: Tensor) -> Tensor:
+    """Map a whole batch (B, C, T, H, W) to 0..255 at once, as the 2019 layer does but for its offset of -255.
+
+    For comparisons: the result of a clip depends on the other clips of its batch.
+    """
+    low, high = x.min(), x.max()
+    return (x - low) * (255 / (high - low).clamp_min(torch.finfo(x.dtype).eps))
+
+
+SCALINGS = {"clip": scale_clips, "batch": scale_batch}
+
+
 class ClipFlow(nn.Module):
     """Flow between successive frames of scaled clips, with this module's own kernels and scalars.
 
@@ -78,8 +90,13 @@ class ClipFlow(nn.Module):
     (one number each) and the kernels `image_x` ... `div_y` (1, C, taps).
     """
 
-    def __init__(self, channels: int, iterations: int, learn: Collection[str], engine: str) -> None:
+    def __init__(
+        self, channels: int, iterations: int, learn: Collection[str], engine: str, scaling: str = "clip"
+    ) -> None:
         super().__init__()
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling: expected one of {', '.join(SCALINGS)}; got {scaling!r}")
+        self.scale = SCALINGS[scaling]
         if unknown := sorted(set(learn) - set(LEARNABLE)):
             raise ValueError(f"learn: expected names among {', '.join(LEARNABLE)}; got {', '.join(unknown)}")
         self.iterations, self.engine = whole_number("iterations", iterations, 0), engine
@@ -94,7 +111,7 @@ class ClipFlow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         B, _, T, _, _ = x.shape
-        scaled = scale_clips(x.float() if x.dtype in HALF else x)  # as in `representation_flow`
+        scaled = self.scale(x.float() if x.dtype in HALF else x)  # as in `representation_flow`
         frames = scaled.transpose(1, 2)
         u, v = representation_flow(
             frames[:, :-1].flatten(0, 1),
@@ -120,6 +137,7 @@ class RepresentationFlow(nn.Module):
     learn: what is learned, of image_gradient, flow_gradient, divergence, tau, lam, theta.
     init_scale: the batch norm's first scale. 1 suits training from scratch; 0 starts as ReLU(x[:, :, :-1]), which suits
         a pre-trained network (the released models).
+    scaling: "clip" scales each clip to 0..255, "batch" the whole batch at once, as the 2019 layer does.
     Raises ValueError for fewer than two frames or another number of channels.
     """
 
@@ -132,10 +150,11 @@ class RepresentationFlow(nn.Module):
         learn: Collection[str] = PAPER_SET,
         init_scale: float = 1.0,
         engine: str = "auto",
+        scaling: str = "clip",
     ) -> None:
         super().__init__()
         self.reduce = nn.Conv3d(channels, bottleneck, 1, bias=False)
-        self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine)
+        self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine, scaling)
         self.expand = nn.Conv3d(2 * bottleneck, channels, 1, bias=False)
         self.bn = nn.BatchNorm3d(channels)
         nn.init.constant_(self.bn.weight, init_scale)
@@ -172,6 +191,7 @@ class FlowOfFlow(nn.Module):
         learn: Collection[str] = PAPER_SET,
         init_scale: float = 1.0,
         engine: str = "auto",
+        scaling: str = "clip",
     ) -> None:
         super().__init__()
         self.depth, self.conv_between = whole_number("depth", depth, 1), conv_between
@@ -179,7 +199,7 @@ class FlowOfFlow(nn.Module):
         for level in range(depth):
             number = _number(level)
             self.add_module(f"reduce{number}", nn.Conv3d(features, bottleneck, 1, bias=False))
-            self.add_module(f"clip_flow{number}", ClipFlow(bottleneck, iterations, learn, engine))
+            self.add_module(f"clip_flow{number}", ClipFlow(bottleneck, iterations, learn, engine, scaling))
             features = flow_channels
             if conv_between and level < depth - 1:
                 self.add_module(f"conv{number}", _conv_in_frames(features, features))

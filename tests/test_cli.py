@@ -107,7 +107,7 @@ def test_an_installed_package_finds_its_own_notebooks(tmp_path):
 
 WAIT = """
 import json, os, subprocess, time
-children = [subprocess.Popen(["sleep", "600"], start_new_session=alone) for alone in (False, True)]
+children = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
 with open(pids + ".new", "w") as file:
     json.dump([os.getpid(), os.getppid(), *[child.pid for child in children]], file)
 os.rename(pids + ".new", pids)
@@ -119,7 +119,8 @@ def alive(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_all_processes_and_keeps_what_there_is(tmp_path, number):
     waiting = write_notebook(tmp_path / "01_wait.ipynb", "pids: str = ''", "print('begun')", WAIT)
     never = write_notebook(tmp_path / "02_never.ipynb", "steps: int = 3")
     pids = tmp_path / "pids"
@@ -128,9 +129,9 @@ def test_sigterm_ends_all_processes_and_keeps_what_there_is(tmp_path):
         wait_for(pids.exists, process)
         started = json.loads(pids.read_text())
         assert all(map(alive, started))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         wait_for(lambda: not alive(started[0]), process)  # the first has come, and is at work
-        process.send_signal(signal.SIGTERM)  # an impatient second one must not break the cleaning up
+        process.send_signal(number)  # an impatient second one must not break the cleaning up
         stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert not any(map(alive, started))

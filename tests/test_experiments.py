@@ -5,8 +5,9 @@ import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import MagicMock
 
+import jinja2
 import nbformat
 import numpy as np
 import psutil
@@ -16,10 +17,10 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.cli import main
-from repflow.lab import UsageError, environment, plan, read_parameters, report, run, site, worker
-from repflow.lab.pages import heading, mathml, notebook_page
-from repflow.lab.parameters import read_profile
-from repflow.lab.runner import _tidy
+from repflow.lab import UsageError, environment, plan, read_parameters, report, run, site
+from repflow.lab.jobs import read_profile
+from repflow.lab.runner import execute, tidy
+from repflow.lab.site import heading, mathml, notebook_page
 
 PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = """\
@@ -336,7 +337,7 @@ def test_a_formula_that_cannot_be_converted_stays_readable(latex, caplog):
 def test_a_notebook_stopped_while_it_was_written_falls_back_to_its_source(tmp_path, notebook):
     target = tmp_path / "target.ipynb"
     target.write_text('{"cells": [')
-    assert heading(_tidy(target, notebook)) == "About 01_first"
+    assert heading(tidy(target, notebook)) == "About 01_first"
     assert nbformat.read(target, as_version=4).cells[2].source == PARAMETERS
 
 
@@ -345,7 +346,7 @@ def test_widgets_are_dropped_and_all_else_stays(tmp_path, notebook):
     cell = new_code_cell("1", outputs=[new_output("display_data", WIDGET), plain], metadata={"papermill": {}})
     target = tmp_path / "target.ipynb"
     nbformat.write(new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}}), target)
-    tidied = _tidy(target, notebook)
+    tidied = tidy(target, notebook)
     assert tidied.cells[0].outputs == [plain]
     assert (tidied.metadata, tidied.cells[0].metadata) == ({}, {})
     assert nbformat.read(target, as_version=4) == tidied
@@ -354,18 +355,20 @@ def test_widgets_are_dropped_and_all_else_stays(tmp_path, notebook):
 def test_only_a_kernel_that_did_not_start_is_started_again(monkeypatch):
     errors = [RuntimeError("Kernel died before replying to kernel_info"), None]
     calls = []
+    kernel = MagicMock(provisioner=None)
 
-    def execute(*arguments, **_):
+    def once(*arguments, **_):
         calls.append(arguments)
         if error := errors.pop(0):
             raise error
 
-    monkeypatch.setattr("papermill.execute_notebook", execute)
-    worker.execute("a.ipynb", "{b}.ipynb", {"steps": 1})
+    monkeypatch.setattr("papermill.execute_notebook", once)
+    monkeypatch.setattr("jupyter_client.manager.KernelManager", lambda **_: kernel)
+    assert execute(Path("a.ipynb"), Path("{b}.ipynb"), {"steps": 1}) is None
     assert calls == [("a.ipynb", "{{b}}.ipynb", {"steps": 1})] * 2
     errors[:] = [DeadKernelError("Kernel died"), None]
-    with pytest.raises(DeadKernelError):
-        worker.execute("a.ipynb", "b.ipynb", {})
+    assert execute(Path("a.ipynb"), Path("b.ipynb"), {}) == "DeadKernelError: Kernel died"
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file"])
@@ -380,7 +383,7 @@ GOOD = """
 import subprocess
 from matplotlib.figure import Figure
 from repflow.lab import report
-child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+child = subprocess.Popen(["sleep", "600"])
 figure = Figure(figsize=(2, 1))
 report("Steps", value=steps, unit="steps", figure=figure, child=child.pid, seen=[video, amp, rate])
 """
@@ -441,7 +444,8 @@ def test_what_was_computed_is_kept_where_pages_cannot_be_made(tmp_path, notebook
         raise OSError("no space left")
 
     if broken == "index":
-        monkeypatch.setattr(site, "_INDEX", "{{ nothing.at_all }}")
+        broken_index = jinja2.DictLoader({"index.html.j2": "{{ nothing.at_all }}"})
+        monkeypatch.setattr(site.TEMPLATES, "loader", jinja2.ChoiceLoader([broken_index, site.TEMPLATES.loader]))
     else:
         monkeypatch.setattr(site, "write_site", stumble)
     out = tmp_path / "runs"
@@ -470,11 +474,7 @@ def test_a_run_does_not_need_the_project_s_results(tmp_path, notebook, monkeypat
 )
 def test_the_reason_of_a_failure_is_its_message_or_its_line(tmp_path, cell, reason):
     path = write_notebook(tmp_path, "a", "steps: int = 1", cell)
-    outcome = tmp_path / "error"
-    command = ["worker.py", str(path), str(tmp_path / "target.ipynb"), str(outcome), "{}"]
-    with patch.object(sys, "argv", command):
-        worker.main()
-    assert outcome.read_text() == reason
+    assert execute(path, tmp_path / "target.ipynb", {}) == reason
 
 
 def test_the_index_shows_every_notebook_and_loads_nothing(results):

@@ -53,7 +53,7 @@ def wheel(uv, tmp_path_factory):
 
 def test_the_wheel_carries_what_the_package_reads(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    read = [path.relative_to(ROOT) for path in (ROOT / "notebooks").rglob("*.yaml")]
+    read = [path.relative_to(ROOT) for path in (ROOT / "notebooks").rglob("*.toml")]
     read += [path.relative_to(ROOT) for path in find_notebooks()]
     assert {f"repflow/{path.as_posix()}" for path in read} <= names
     assert {"repflow/notebooks/profiles.toml", "repflow/results/paper.csv"} <= names

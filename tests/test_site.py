@@ -10,11 +10,10 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from repflow.lab import plan
+from repflow.lab import plan, reference
 from repflow.lab import site as site_module
-from repflow.lab.pages import heading
 from repflow.lab.reference import MODULES
-from repflow.lab.site import write_site
+from repflow.lab.site import heading, write_site
 from repflow.records import environment
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +114,7 @@ def test_a_page_that_cannot_be_made_says_why_and_costs_no_other(tmp_path, monkey
         return convert(notebook, title, *rest)
 
     monkeypatch.setattr(site_module, "notebook_page", stumble)
-    monkeypatch.setattr(site_module, "reference", lambda: 1 / 0)
+    monkeypatch.setattr(reference, "read_modules", lambda: 1 / 0)
     pages = pages_of(make_site(tmp_path / "run", plan(["01", "02", "03"]), 3, whole=False))
     assert set(pages) == {*NOTEBOOKS[:3], "index", "api"}
     reason = "this page could not be made: KeyError: '<output_type>'"

@@ -1,4 +1,3 @@
-import argparse
 import dataclasses
 import inspect
 import json
@@ -7,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,29 +18,20 @@ import torch
 from conftest import PATIENCE, wait_for
 from nbformat.v4 import new_code_cell, new_notebook
 
-import repflow.cli
+from repflow.cli import build_parser
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
 from repflow.files import read_csv
 from repflow.lab import UsageError
 from repflow.lab.sweeps import answers
 from repflow.lab.sweeps import study as questions
-from repflow.lab.sweeps.grid import _Loader, read_sweep
-from repflow.lab.sweeps.run import (
-    Processes,
-    Slurm,
-    draw,
-    execute,
-    read_result,
-    rows_of,
-    run_sweep,
-    summary,
-    write_outcome,
-)
-from repflow.layers import ClipFlow, scale_clips
+from repflow.lab.sweeps.figure import draw, rows_of, summary, write_outcome
+from repflow.lab.sweeps.grid import Point, Sweep, read_sweep
+from repflow.lab.sweeps.run import Processes, execute, read_result, run_sweep, slurm
+from repflow.layers import ClipFlow
 from repflow.records import results_folder
 
-SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.toml"))
 CONTROLS = {"scaling", "frame_shuffle", "moving_objects"}  # of the study on SyntheticMotion alone
 STUDY = """
 import os, subprocess, time
@@ -53,7 +42,7 @@ def study(*, x: int = 0, rate: float = 1.0, name: str | None = None, seed: int =
     with Path(trace).open("a") as file:
         file.write(f"{x} {seed}\\n")
     if name == "child":
-        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        subprocess.Popen(["sleep", "600"])
         time.sleep(600)
     if name == "slow" and x == 2 and not Path(trace + ".go").exists():
         time.sleep(600)
@@ -80,13 +69,17 @@ def write(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sys.modules.pop("cheap", None)
 
-    def write(text, subject="study: cheap:study", name="asks", **options):
-        trace = f"fixed: {{trace: {tmp_path / 'trace'}}}\n" if "fixed" not in text and "study" in subject else ""
-        path = tmp_path / f"{name}.yaml"
+    def write(text, subject='study = "cheap:study"', **options):
+        trace = f"fixed = {{trace = '{tmp_path / 'trace'}'}}\n" if "fixed" not in text and "study" in subject else ""
+        path = tmp_path / "asks.toml"
         path.write_text(f"{subject}\n{trace}{text}\n")
         return read_sweep(path, **options)
 
     return write
+
+
+def fixed(tmp_path, name):
+    return f"fixed = {{name = '{name}', trace = '{tmp_path / 'trace'}'}}\n"
 
 
 def traced(tmp_path):
@@ -95,7 +88,7 @@ def traced(tmp_path):
 
 
 def test_a_grid_is_the_product_of_its_lists_with_defaults_and_fixed_values(write):
-    sweep = write("fixed: {rate: 2}\ngrid: {x: [1, 2], name: [a, null]}\nseeds: [3, 4]")
+    sweep = write('fixed = {rate = 2}\ngrid = {x = [1, 2], name = ["a", "none"]}\nseeds = [3, 4]')
     chosen = [(p.values["x"], p.values["name"], p.values["seed"]) for p in sweep.points]
     assert chosen == [(x, name, seed) for x in (1, 2) for name in ("a", None) for seed in (3, 4)]
     assert {(type(p.values["rate"]), p.values["rate"], p.values["trace"]) for p in sweep.points} == {(float, 2.0, "")}
@@ -106,60 +99,55 @@ def test_a_grid_is_the_product_of_its_lists_with_defaults_and_fixed_values(write
 
 
 def test_several_grids_are_joined(write):
-    sweep = write("grid:\n- {x: [1]}\n- {x: [2, 3], rate: [0.5]}")
+    sweep = write("grid = [{x = [1]}, {x = [2, 3], rate = [0.5]}]")
     assert [(p.values["x"], p.values["rate"]) for p in sweep.points] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
 def test_a_points_folder_depends_on_all_its_values_and_on_nothing_else(write):
-    one, other = (write(f"fixed: {{rate: {rate}}}\ngrid: {{x: [1, 2]}}") for rate in (1, 2))
-    again = write("fixed: {rate: 1.0}\ngrid: {x: [2]}")
+    one, other = (write(f"fixed = {{rate = {rate}}}\ngrid = {{x = [1, 2]}}") for rate in (1, 2))
+    again = write("fixed = {rate = 1.0}\ngrid = {x = [2]}")
     assert one.points[1].name == again.points[0].name != other.points[1].name
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("grid: {y: [1]}", "no parameter 'y'"),
-        ("grid: {nam: [a]}", "did you mean 'name'"),
-        ("fixed: {rates: 1}\ngrid: {x: [1]}", "did you mean 'rate'"),
-        ("grid: {x: [1, two]}", "x takes a whole number, not 'two'"),
-        ("grid: {x: [1.5]}", "x takes a whole number, not 1.5"),
-        ("grid: {x: [true]}", "x takes a whole number, not True"),
-        ("grid: {x: [[1]]}", r"x takes a whole number, not \[1\]"),
-        ("grid: {x: [1]}\nseeds: [a]", "seed takes a whole number, not 'a'"),
-        ("grid: {x: [1, 2, 1]}", "two points are the same: x 1"),
-        ("grid: {rate: [1, 1.0]}", "two points are the same: rate 1.0"),
-        ("fixed: {seed: 1}\ngrid: {x: [1]}\nseeds: [1]", "seed is both fixed and"),
-        ("fixed: {x: 1}\ngrid: {x: [1]}", "x is both fixed and in the grid"),
-        ("grid: {seed: [1]}\nseeds: [1]", "seed is both in the grid and in seeds"),
-        ("grid: {x: []}", "grid, x: expected a list of one value or more"),
-        ("grid: {x: 1}", r"grid, x: expected a list \[a, b\], found 1"),
-        ("grid: {}", "grid: expected names with lists"),
-        ("grid: []", "grid: expected names with lists"),
-        ("seeds: [1]", "grid: expected lines"),
-        ("grid: {x: [1]}\nseeds: []", "grid, seed: expected a list of one value or more"),
-        ("grid: {x: [12, 13]}", "the point x 13: x: not 13"),
-        ("grid: {x: [1]}\nhypotesis: a", "found 'hypotesis'"),
-        ("grid: {x: [1]}\nhypothesis: 3", "hypothesis: expected text"),
-        ("grid: {x: [1]}\nmetrics: top1", "metrics: expected a list"),
-        ("grid: {x: [1]}\nprofiles: {huge: {}}", "found 'huge'"),
-        ("grid: {x: [1]}\nnotebook: '04'", "expected one of notebook, study, commands, found notebook, study"),
-        ("grid: {rate: [1e-3]}", "line 3: YAML takes 1e-3 for text; .*1.0e-3"),
-        ("grid: {rate: [1e3]}", "line 3: YAML takes 1e3 for text"),
-        ("grid: {x: [010]}", "line 3: YAML takes 010 for a whole number"),
-        ("grid: {x: [0x10]}", "YAML takes 0x10 for a whole number"),
-        ("grid: {x: [1_000]}", "YAML takes 1_000 for a whole number"),
-        ("grid: {x: [1:30]}", "YAML takes 1:30 for a whole number"),
-        ("grid: {name: [no]}", "YAML takes no for true or false .* in quotes"),
-        ("grid: {rate: [.nan]}", "YAML takes .nan for a number"),
-        ("grid: {x: [1], x: [2]}", "x is there twice"),
-        ("grid: {name: [2026-01-31]}", "name takes text or none, not datetime.date"),
-        ("grid: {x: [1]", "cannot be read"),
-        ("grid: {x: [!!python/name:os.system 1]}", "cannot be read"),
+        ("grid = {y = [1]}", "no parameter 'y'"),
+        ("grid = {nam = ['a']}", "did you mean 'name'"),
+        ("fixed = {rates = 1}\ngrid = {x = [1]}", "did you mean 'rate'"),
+        ("grid = {x = [1, 'two']}", "x takes a whole number, not 'two'"),
+        ("grid = {x = [1.5]}", "x takes a whole number, not 1.5"),
+        ("grid = {x = [true]}", "x takes a whole number, not True"),
+        ("grid = {x = ['none']}", "x takes a whole number, not 'none'"),
+        ("grid = {x = [[1]]}", r"x takes a whole number, not \[1\]"),
+        ("grid = {rate = [nan]}", "rate takes a finite number, not nan"),
+        ("grid = {name = [2026-01-31]}", "name takes text or none, not datetime.date"),
+        ("grid = {x = [1]}\nseeds = ['a']", "seed takes a whole number, not 'a'"),
+        ("grid = {x = [1, 2, 1]}", "two points are the same: x 1"),
+        ("grid = {rate = [1, 1.0]}", "two points are the same: rate 1.0"),
+        ("fixed = {seed = 1}\ngrid = {x = [1]}\nseeds = [1]", "seed is both fixed and"),
+        ("fixed = {x = 1}\ngrid = {x = [1]}", "x is both fixed and in the grid"),
+        ("grid = {seed = [1]}\nseeds = [1]", "seed is both in the grid and in seeds"),
+        ("grid = {x = []}", r"grid, x: expected a list \[a, b\] of one value or more"),
+        ("grid = {x = 1}", r"grid, x: expected a list \[a, b\] .*found 1"),
+        ("grid = {}", "grid: expected names with lists"),
+        ("grid = []", "grid: expected names with lists"),
+        ("grid = 3", "grid: expected names with lists"),
+        ("seeds = [1]", "grid: expected names with lists"),
+        ("grid = {x = [1]}\nseeds = []", "grid, seed: expected a list .* of one value or more"),
+        ("grid = {x = [12, 13]}", "the point x 13: x: not 13"),
+        ("grid = {x = [1]}\nhypotesis = 'a'", "no entry 'hypotesis', did you mean 'hypothesis'"),
+        ("grid = {x = [1]}\nhypothesis = 3", "hypothesis: expected text"),
+        ("grid = {x = [1]}\nmetrics = 'top1'", "metrics: expected a list"),
+        ("grid = {x = [1]}\nmetrics = [1]", "metrics: expected a list"),
+        ("grid = {x = [1]}\n[profiles.huge]", "found 'huge'"),
+        ("grid = {x = [1]}\nnotebook = '04'", "expected one of notebook, study, commands, found notebook, study"),
+        ("grid = {x = [1], x = [2]}", "cannot be read"),
+        ("grid = {x = [1]", "cannot be read"),
     ],
 )
 def test_a_grid_that_cannot_run_as_written_is_refused_whole(write, tmp_path, text, reason):
-    with pytest.raises(UsageError, match=f"(?s)asks.yaml: .*{reason}"):
+    with pytest.raises(UsageError, match=f"(?s)asks.toml: .*{reason}"):
         write(text)
     assert not traced(tmp_path)
 
@@ -167,61 +155,47 @@ def test_a_grid_that_cannot_run_as_written_is_refused_whole(write, tmp_path, tex
 @pytest.mark.parametrize(
     ("subject", "reason"),
     [
-        ("study: cheap:nothing", "expected module:function"),
-        ("study: no_such_module:study", "PYTHONPATH"),
-        ("study: 3", "study: expected text"),
-        ("notebook: 4", 'notebook: expected text such as notebook: "04"'),
-        ("notebook: '44'", "no notebook '44'"),
-        ("commands: repflow run {x}", "commands: expected a list"),
-        ("commands: ['rm -rf {x}']", "begin with `repflow`"),
-        ("commands: ['repflow run {x']", "commands: "),
-        ("commands: ['repflow run {x.y}']", "expected names in braces, found 'x.y'"),
-        ("commands: ['repflow run {x} {y}']", "expected values of y"),
+        ("study = 'cheap:nothing'", "expected module:function"),
+        ("study = 'no_such_module:study'", "PYTHONPATH"),
+        ("study = 3", "study: expected text"),
+        ("notebook = 4", 'notebook: expected text such as notebook = "04"'),
+        ("notebook = '44'", "no notebook '44'"),
+        ("commands = 'repflow run {x}'", "commands: expected a list"),
+        ("commands = ['rm -rf {x}']", "begin with `repflow`"),
+        ("commands = ['repflow run {x']", "commands: "),
+        ("commands = ['repflow run {x.y}']", "expected names in braces, found 'x.y'"),
+        ("commands = ['repflow run {x} {y}']", "expected values of y"),
     ],
 )
 def test_what_a_sweep_varies_must_be_there(write, subject, reason):
     with pytest.raises(UsageError, match=reason):
-        write("grid: {x: [1]}", subject)
+        write("grid = {x = [1]}", subject)
 
 
-def test_quoted_text_and_plain_numbers_are_what_they_look_like():
-    import yaml
-
-    text = "{a: '010', b: \"1e-3\", c: 1.0e-3, d: -8, e: true, f: null, g: 0, h: .5, i: 3D, j: 1.0E+3}"
-    expected = {
-        "a": "010",
-        "b": "1e-3",
-        "c": 0.001,
-        "d": -8,
-        "e": True,
-        "f": None,
-        "g": 0,
-        "h": 0.5,
-        "i": "3D",
-        "j": 1e3,
-    }
-    assert yaml.load(text, _Loader) == expected
+def test_a_sweep_of_another_format_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"asks.yaml: expected a .toml file"):
+        read_sweep(tmp_path / "asks.yaml")
 
 
 def test_a_profile_takes_the_place_of_entries_and_of_the_subject(write):
-    text = """grid: {x: [1]}
-profiles:
-  small: {grid: {x: [7, 8]}}
-  paper: {commands: ['repflow flow {y}'], fixed: {}, grid: {y: [a b]}}"""
+    text = """grid = {x = [1]}
+[profiles]
+small = {grid = {x = [7, 8]}}
+paper = {commands = ['repflow flow {y}'], fixed = {}, grid = {y = ["a b"]}}"""
     assert [p.values["x"] for p in write(text).points] == [1]
     assert [p.values["x"] for p in write(text, profile="small").points] == [7, 8]
     (point,) = write(text, profile="paper").points
-    assert point.commands[0][3:] == ["repflow", "flow", "a b"]  # one word, whatever is in it
+    assert point.commands[0] == ["repflow", "flow", "a b"]  # one word, whatever is in it
     with pytest.raises(UsageError, match="no profile 'paper'; there are: none"):
-        write("grid: {x: [1]}", profile="paper")
+        write("grid = {x = [1]}", profile="paper")
 
 
 def test_a_fixed_value_may_come_from_the_command_line(write):
-    (point,) = write("grid: {x: [1]}", overrides={"rate": "1e-3"}).points
+    (point,) = write("grid = {x = [1]}", overrides={"rate": "1e-3"}).points
     assert point.values["rate"] == 0.001
     for name, text, reason in (("x", "3", "x is both"), ("rate", "fast", "rate takes"), ("rat", "1", "did you mean")):
         with pytest.raises(UsageError, match=reason):
-            write("grid: {x: [1]}", overrides={name: text})
+            write("grid = {x = [1]}", overrides={name: text})
 
 
 RUN = """
@@ -234,10 +208,10 @@ run_sweep(read_sweep(Path(sys.argv[1])), Path(sys.argv[2]), Processes(1))
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_finished_points_stay(write, tmp_path):
-    sweep = write(f"fixed: {{name: slow, trace: {tmp_path / 'trace'}}}\ngrid: {{x: [0, 1, 2, 3]}}\nmetrics: [top1]")
+    sweep = write(fixed(tmp_path, "slow") + "grid = {x = [0, 1, 2, 3]}\nmetrics = ['top1']")
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path / "asks.yaml"), str(out)], stderr=subprocess.PIPE
+        [sys.executable, "-c", RUN, str(tmp_path / "asks.toml"), str(out)], stderr=subprocess.PIPE
     )
     wait_for(lambda: traced(tmp_path)[-1:] == ["2 0"], process)
     process.send_signal(signal.SIGTERM)
@@ -253,7 +227,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_finished_points_stay(write, tmp_pa
 
 
 def test_a_result_that_is_cut_or_of_other_values_does_not_count(write, tmp_path):
-    sweep = write("grid: {x: [1]}")
+    sweep = write("grid = {x = [1]}")
     (point,) = sweep.points
     out = tmp_path / "out"
     assert run_sweep(sweep, out, Processes(1)) == {}
@@ -268,22 +242,16 @@ def test_a_result_that_is_cut_or_of_other_values_does_not_count(write, tmp_path)
 
 
 DRIVER = """
-import argparse, logging, sys
-from repflow.cli import sweep
-logging.basicConfig(level=logging.INFO)
-parser = argparse.ArgumentParser()
-sweep.add(parser)
-try:
-    sys.exit(sweep.run(parser.parse_args()))
-except KeyboardInterrupt:
-    sys.exit(130)
+import sys
+from repflow.cli import main
+sys.exit(main(["sweep", *sys.argv[1:]]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_process(write, tmp_path, number):
-    write(f"fixed: {{name: child, trace: {tmp_path / 'trace'}}}\ngrid: {{x: [0, 1, 2]}}")
-    words = [sys.executable, "-c", DRIVER, tmp_path / "asks.yaml", "--out", tmp_path / "out", "--jobs", "2"]
+    write(fixed(tmp_path, "child") + "grid = {x = [0, 1, 2]}")
+    words = [sys.executable, "-c", DRIVER, tmp_path / "asks.toml", "--out", tmp_path / "out", "--jobs", "2"]
     environ = {**os.environ, "MARK": str(tmp_path)}
     process = subprocess.Popen(list(map(str, words)), env=environ, stderr=subprocess.PIPE)
     wait_for(lambda: len(marked(tmp_path)) >= 5, process)  # itself, two points, their children
@@ -304,15 +272,14 @@ def marked(mark):
 
 
 def sweep_command(*words):
-    parser = argparse.ArgumentParser()
-    command.add(parser)
-    return command.run(parser.parse_args(list(map(str, words))))
+    arguments = build_parser().parse_args(["sweep", *map(str, words)])
+    return arguments.command(arguments)
 
 
 def test_a_failing_point_is_tried_once_more_and_listed(write, tmp_path, capsys):
-    write(f"fixed: {{name: bad, trace: {tmp_path / 'trace'}}}\ngrid: {{x: [0, 1, 2]}}\nmetrics: [top1]")
+    write(fixed(tmp_path, "bad") + "grid = {x = [0, 1, 2]}\nmetrics = ['top1']")
     out = tmp_path / "out"
-    assert sweep_command(tmp_path / "asks.yaml", "--out", out) == 1
+    assert sweep_command(tmp_path / "asks.toml", "--out", out) == 1
     assert sorted(traced(tmp_path)) == ["0 0", "1 0", "1 0", "2 0"]
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
@@ -324,20 +291,20 @@ def test_a_failing_point_is_tried_once_more_and_listed(write, tmp_path, capsys):
 
 
 def test_a_point_that_fails_once_is_no_failure(write, tmp_path):
-    sweep = write(f"fixed: {{name: once, trace: {tmp_path / 'trace'}}}\ngrid: {{x: [1]}}")
+    sweep = write(fixed(tmp_path, "once") + "grid = {x = [1]}")
     assert run_sweep(sweep, tmp_path / "out", Processes(1)) == {}
     assert read_result(tmp_path / "out", sweep.points[0])["metrics"]["top1"] == 10
 
 
 def test_a_result_that_is_no_number_fails(write, tmp_path):
-    sweep = write(f"fixed: {{name: nan, trace: {tmp_path / 'trace'}}}\ngrid: {{x: [1]}}")
+    sweep = write(fixed(tmp_path, "nan") + "grid = {x = [1]}")
     assert list(run_sweep(sweep, tmp_path / "out", Processes(1)).values()) == ["expected finite numbers, got top1 nan"]
 
 
 def test_a_folder_that_cannot_be_written_stops_the_sweep_at_once(write, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"no results can be written to .*file"):
-        run_sweep(write("grid: {x: [1]}"), tmp_path / "file", Processes(1))
+        run_sweep(write("grid = {x = [1]}"), tmp_path / "file", Processes(1))
     assert not traced(tmp_path)
 
 
@@ -346,12 +313,12 @@ def finished(tmp_path_factory):
     """A finished sweep of two axes and two seeds whose points nobody ran: (sweep, its folder)."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "cheap.py").write_text(STUDY)
-    text = "question: Why?\nhypothesis: Because.\nstudy: cheap:study\nmetrics: [top1]\n"
-    (folder / "asks.yaml").write_text(text + "grid: {x: [1, 4], name: [a, b]}\nseeds: [0, 2]\n")
+    text = "question = 'Why?'\nhypothesis = 'Because.'\nstudy = 'cheap:study'\nmetrics = ['top1']\n"
+    (folder / "asks.toml").write_text(text + "grid = {x = [1, 4], name = ['a', 'b']}\nseeds = [0, 2]\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         sys.modules.pop("cheap", None)
-        sweep = read_sweep(folder / "asks.yaml")
+        sweep = read_sweep(folder / "asks.toml")
     for point in sweep.points:
         values = point.values
         top1 = 10 * values["x"] + values["seed"] + 100 * (values["name"] == "b")
@@ -417,14 +384,14 @@ def test_a_notebook_is_swept_with_its_own_parameters(tmp_path, write):
                            metadata={"tags": ["parameters"]})  # fmt: skip
     path = tmp_path / "01_small.ipynb"
     nbformat.write(new_notebook(cells=[tagged, new_code_cell(NOTEBOOK)]), path)
-    subject = f"notebook: {path}"
+    subject = f"notebook = '{path}'"
     with pytest.raises(UsageError, match="did you mean 'steps'"):
-        write("grid: {step: [1]}", subject)
+        write("grid = {step = [1]}", subject)
     with pytest.raises(UsageError, match=r"steps \(of it\) takes a whole number, not 'a'"):
-        write("grid: {steps: [a]}", subject)
+        write("grid = {steps = ['a']}", subject)
     with pytest.raises(UsageError, match="no parameter 'seed'"):
-        write("grid: {steps: [1]}\nseeds: [0]", subject)
-    sweep = write("fixed: {amp: true, note: null}\ngrid: {steps: [7]}\nmetrics: [accuracy.rgb.top1]", subject)
+        write("grid = {steps = [1]}\nseeds = [0]", subject)
+    sweep = write("fixed = {amp = true, note = 'none'}\ngrid = {steps = [7]}\nmetrics = ['accuracy.rgb.top1']", subject)
     assert run_sweep(sweep, tmp_path / "out", Processes(1)) == {}
     record = read_result(tmp_path / "out", sweep.points[0])
     assert record["metrics"] == {"accuracy.rgb.top1": 21.0, "headline.value": 14}
@@ -433,8 +400,8 @@ def test_a_notebook_is_swept_with_its_own_parameters(tmp_path, write):
 
 
 def test_commands_run_one_after_the_other_in_the_points_folder(tmp_path, write):
-    lines = "commands: ['repflow data make {out}/set --train 1 --test 0 --size {size} --frames 3 --seed {seed}']"
-    sweep = write("grid: {size: [16]}\nseeds: [0]", lines)
+    lines = "commands = ['repflow data make {out}/set --train 1 --test 0 --size {size} --frames 3 --seed {seed}']"
+    sweep = write("grid = {size = [16]}\nseeds = [0]", lines)
     (point,), folder = sweep.points, tmp_path / "out" / sweep.points[0].name
     with pytest.raises(RuntimeError, match=re.escape(f"results in {folder}/metrics.json, found no such file")):
         execute(point, folder, call=lambda *_, **__: 0)
@@ -445,15 +412,15 @@ def test_commands_run_one_after_the_other_in_the_points_folder(tmp_path, write):
 
 
 def test_command_lines_that_the_program_does_not_know_are_refused_at_once(tmp_path, write):
-    write("grid: {size: [16, x]}", "commands: ['repflow data make {out}/set --size {size}']")
+    write("grid = {size = [16, 'x']}", "commands = ['repflow data make {out}/set --size {size}']")
     with pytest.raises(UsageError, match=r"repflow data make .*--size x: .*invalid int value: 'x'"):
-        sweep_command(tmp_path / "asks.yaml", "--out", tmp_path / "out")
+        sweep_command(tmp_path / "asks.toml", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_shows_the_points_and_starts_nothing(tmp_path, write, capsys):
-    sweep = write("grid: {x: [1, 2]}")
-    assert sweep_command(tmp_path / "asks.yaml", "--dry-run") == 0
+    sweep = write("grid = {x = [1, 2]}")
+    assert sweep_command(tmp_path / "asks.toml", "--dry-run") == 0
     said = capsys.readouterr().out
     assert all(point.name in said for point in sweep.points)
     assert not traced(tmp_path)
@@ -461,41 +428,40 @@ def test_a_dry_run_shows_the_points_and_starts_nothing(tmp_path, write, capsys):
 
 @pytest.mark.parametrize(("words", "reason"), [(["--jobs", "0"], "--jobs"), (["--slurm", "time"], "NAME=VALUE")])
 def test_options_that_cannot_be_are_refused(tmp_path, write, words, reason):
-    write("grid: {x: [1]}")
+    write("grid = {x = [1]}")
     with pytest.raises(UsageError, match=reason):
-        sweep_command(tmp_path / "asks.yaml", *words)
+        sweep_command(tmp_path / "asks.toml", *words)
 
 
-def test_gpus_are_given_out_one_by_one_and_cores_shared(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
-    given = []
-    monkeypatch.setattr(
-        "repflow.lab.sweeps.run.execute", lambda point, folder, call: given.append(call) or time.sleep(0.1)
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    starts = []
+# Writes the process's GPU and threads; ends when both points of the test have begun.
+DEVICE = """
+import json, os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+numbers = {name: int(os.environ[name]) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+(folder / "metrics.json").write_text(json.dumps(numbers))
+while len(list(folder.parent.glob("*/metrics.json"))) < 2:
+    time.sleep(0.05)
+"""
 
-    class Started:
-        def __init__(self, words, env, **options):
-            starts.append((env["CUDA_VISIBLE_DEVICES"], int(env["OMP_NUM_THREADS"])))
 
-        def wait(self):
-            return 0
-
-    workers = Processes()
-    monkeypatch.setattr("repflow.lab.sweeps.run.subprocess.Popen", Started)
-    for job in [workers.submit(None, None) for _ in range(2)]:
-        job.result()
-    for call in given:
-        assert call(["true"]) == 0
-    assert sorted(starts) == [(name, max(1, os.cpu_count() // 2)) for name in ("3", "5")]
+def test_gpus_are_given_out_one_by_one_and_cores_shared(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        processes = Processes()
+    points = [Point(name, {}, [[sys.executable, "-c", DEVICE, "{out}"]], "metrics.json") for name in "ab"]
+    assert run_sweep(Sweep("asks", "", "", [], {}, [], points), tmp_path, processes) == {}
+    numbers = [read_result(tmp_path, point)["metrics"] for point in points]
+    assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in numbers) == [3, 5]
+    assert {each["OMP_NUM_THREADS"] for each in numbers} == {max(1, os.cpu_count() // 2)}
 
 
 def test_slurm_without_submitit_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match=r"--slurm needs submitit: pip install .*slurm"):
-        Slurm(tmp_path, {})
+        slurm(tmp_path, {})
 
 
 class Cluster:
@@ -526,29 +492,31 @@ def test_slurm_gets_every_point_with_its_options_and_a_lost_job_again(monkeypatc
     made = []
     submitit = SimpleNamespace(AutoExecutor=lambda *where, **how: made.append(Cluster(*where, **how)) or made[-1])
     monkeypatch.setitem(sys.modules, "submitit", submitit)
-    sweep = write("grid: {x: [1, 2]}\nmetrics: [top1]")
+    sweep = write("grid = {x = [1, 2]}\nmetrics = ['top1']")
     out = tmp_path / "out"
     options = ["--slurm", "timeout_min=60", "slurm_partition=gpu"]
-    assert sweep_command(tmp_path / "asks.yaml", "--out", out, *options) == 0
+    assert sweep_command(tmp_path / "asks.toml", "--out", out, *options) == 0
     (cluster,) = made
     assert (cluster.folder, cluster.options) == (out / "slurm", {"timeout_min": 60, "slurm_partition": "gpu"})
     assert len(cluster.jobs) == 3
     assert [row["top1"] for row in rows_of(sweep, out)] == [10, 20]
     with pytest.raises(UsageError, match="--slurm: no_such"):
-        Slurm(out, {"no_such": 1})
+        slurm(out, {"no_such": 1})
 
 
-def test_jobs_that_wait_on_the_cluster_are_cancelled(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Cluster))
-    workers = Slurm(tmp_path, {})
-    waiting, done = Future(), Future()
-    done.set_result(None)
-    for job in (waiting, done):
-        workers._executor.submit = lambda *_, job=job: job
-        workers.submit(None, tmp_path)
-    workers.stop()
-    assert waiting.cancelled()
-    assert not done.cancelled()
+def test_jobs_that_wait_on_the_cluster_are_cancelled(tmp_path, write):
+    jobs = []
+
+    class Stopped:
+        def submit(self, *_):
+            if jobs:
+                raise KeyboardInterrupt
+            jobs.append(Future())
+            return jobs[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(write("grid = {x = [1, 2]}"), tmp_path / "out", Stopped())
+    assert jobs[0].cancelled()
 
 
 def test_questions_are_there():
@@ -576,23 +544,23 @@ def test_a_question_of_the_project_can_be_asked(path):
     if path.stem not in CONTROLS:
         paper = read_sweep(path, "paper")
         assert len(paper.points) >= 6
-        command._check_commands(paper)
+        command.check_commands(paper, build_parser().parse_args)
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
         ("flow_after=9", "flow_after: expected 0 to 4"),
-        ("flow_aftr=1", "did you mean flow_after"),
+        ("flow_aftr=1", "did you mean 'flow_after'"),
         ("learn=mu", "learn: expected names among"),
         ("iterations=x", "--set iterations: expected a whole number"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_the_first_training(tmp_path, write, setting, reason):
     line = f"repflow train --data hmdb51 {{data}} --model repflow_2plus1d --set {setting} --out {{out}}"
-    write("grid: {data: [somewhere]}", f"commands: ['{line}']")
+    write("grid = {data = ['somewhere']}", f"commands = ['{line}']")
     with pytest.raises(UsageError, match=reason):
-        sweep_command(tmp_path / "asks.yaml", "--out", tmp_path / "out")
+        sweep_command(tmp_path / "asks.toml", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -667,21 +635,20 @@ def test_differences_and_noise_are_of_the_size_they_say(clips):
 
 
 def test_scaled_by_the_batch_a_clips_flow_depends_on_its_mates(rng):
-    layer = ClipFlow(2, 3, (), "reference")
+    layer, batch_layer = (ClipFlow(2, 3, (), "reference", scaling) for scaling in ("clip", "batch"))
     x = torch.rand(2, 2, 3, 6, 6, generator=rng)
     x[1] *= 4
     alone = torch.stack(layer(x[:1]))
-    with questions.scaled_by("batch"):
-        whole = torch.stack(layer(x))
-        # one clip of the same values is one batch of them: the pairs within each clip have the same flow
-        joined = x.transpose(0, 1).reshape(1, 2, 6, 6, 6)
+    whole = torch.stack(batch_layer(x))
+    # one clip of the same values is one batch of them: the pairs within each clip have the same flow
+    joined = x.transpose(0, 1).reshape(1, 2, 6, 6, 6)
     by_hand = torch.stack(layer(joined)).reshape(2, 2, 5, 6, 6)
     torch.testing.assert_close(whole[:, 0], by_hand[:, :, :2])
     torch.testing.assert_close(whole[:, 1], by_hand[:, :, 3:])
     assert not torch.allclose(whole[:, 0], alone[:, 0], atol=1e-3)
-    with questions.scaled_by("clip"):
-        torch.testing.assert_close(torch.stack(layer(x))[:, 0], alone[:, 0])
-    assert repflow.layers.scale_clips is scale_clips
+    torch.testing.assert_close(torch.stack(layer(x))[:, 0], alone[:, 0])
+    with pytest.raises(ValueError, match="scaling: expected one of clip, batch; got 'frame'"):
+        ClipFlow(2, 3, (), "reference", "frame")
 
 
 def test_every_question_has_its_answer_in_the_results():
@@ -712,11 +679,11 @@ def test_an_accuracy_is_drawn_from_0_to_100_above_chance():
     assert [panel.get_ylabel() for panel in figure.axes] == ["basic (%)", "pairs (%)"]
 
 
-@pytest.mark.parametrize("chance", ["8.3", "{basic: high}", "{basic: 120}"])
+@pytest.mark.parametrize("chance", ["8.3", "{basic = 'high'}", "{basic = 120}"])
 def test_chance_is_a_number_of_percent(tmp_path, chance):
     text = next(path for path in SHIPPED if path.stem == "where").read_text()
-    file = tmp_path / "asks.yaml"
-    file.write_text(text.replace("chance: {basic: 8.3, pairs: 50}", f"chance: {chance}"))
+    file = tmp_path / "asks.toml"
+    file.write_text(text.replace("chance = {basic = 8.3, pairs = 50}", f"chance = {chance}"))
     with pytest.raises(UsageError, match="chance"):
         read_sweep(file)
 

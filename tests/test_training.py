@@ -317,7 +317,7 @@ def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean frames"),
+    [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean 'frames'"),
      (["--init-from", "no.pt"], "no.pt: expected a checkpoint")],
 )  # fmt: skip
 def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path):
@@ -340,9 +340,9 @@ def test_settings_are_typed(text, value):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("flip=no", "one of true, false, got 'no'"), ("steps=1e3", "a whole number, or none"), ("rate=x", "a number"),
-     ("schedule=step", "cycle, cosine, plateau"), ("area=1", "2 values"), ("bottlenek=3", "did you mean bottleneck"),
-     ("flip", "one of true, false, got ''")],
+    [("flip=no", "true or false, got 'no'"), ("steps=1e3", "a whole number or none"), ("rate=x", "a finite number"),
+     ("schedule=step", "cycle, cosine, plateau"), ("area=1", "2 values"), ("bottlenek=3", "did you mean 'bottleneck'"),
+     ("flip", "true or false, got ''")],
 )  # fmt: skip
 def test_wrong_settings_are_refused(text, message):
     with pytest.raises(UsageError, match=message):

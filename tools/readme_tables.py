@@ -1,6 +1,6 @@
 """The README's tables, written from the files in results/, and our accuracies there from a finished sweep.
 
-repflow sweep notebooks/sweeps/table.yaml --profile small --out runs/table
+repflow sweep notebooks/sweeps/table.toml --profile small --out runs/table
 python tools/readme_tables.py runs/table/table.csv      (in the checkout)
 python tools/readme_tables.py                           (only writes the README's tables anew)
 """

@@ -27,7 +27,7 @@ Line = tuple[str, str, str]  # OK, none or BAD; what it is about; what was found
 TORCH = "python -m pip install uv && python -m uv pip install --reinstall --torch-backend auto torch torchvision"
 REINSTALL = "python -m pip install --force-reinstall"
 ENGINE = {"reference": TORCH, "cpu": f"{REINSTALL} numba", "cuda": f"{REINSTALL} triton"}
-MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage", "opencv-contrib-python-headless": "cv2"}
+MODULES = {"griffelib": "griffe", "pillow": "PIL", "scikit-image": "skimage", "opencv-contrib-python-headless": "cv2"}
 _PATH = re.compile(r"[^\s'\"(]*[/\\][^\s'\"():;,]*")
 
 

@@ -14,9 +14,8 @@ from repflow.lab.parameters import PROFILES, UsageError
 
 if TYPE_CHECKING:
     from repflow.lab.sweeps.grid import Sweep
-    from repflow.lab.sweeps.run import Workers
+    from repflow.lab.sweeps.run import Executor
 
-_REPFLOW = ["-m", "repflow"]
 _log = logging.getLogger(__name__)
 
 
@@ -24,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `repflow sweep`."""
     parser.set_defaults(command=run)
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="a sweep, such as those in notebooks/sweeps")
+    add("file", type=Path, metavar="FILE", help="a sweep (.toml), such as those in notebooks/sweeps")
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="the value of a parameter that does not vary; may be repeated")  # fmt: skip
     add("--profile", choices=PROFILES, default="tiny", help="the size of the experiment (default: tiny)")
@@ -39,61 +38,63 @@ def run(arguments: argparse.Namespace) -> int:
     """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
     first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
     from repflow.files import text_table
-    from repflow.lab.sweeps import run as sweeps
+    from repflow.lab.sweeps.figure import summary, write_outcome
     from repflow.lab.sweeps.grid import read_sweep
+    from repflow.lab.sweeps.run import read_result, run_sweep
 
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
     sweep = read_sweep(arguments.file, arguments.profile, dict(arguments.parameters))
-    _check_commands(sweep, arguments.parse)
+    check_commands(sweep, arguments.parse)
     if arguments.dry_run:
         for point in sweep.points:
             sys.stdout.write(f"{point.name}\n")
-            sys.stdout.writelines(f"    {' '.join(command[1:])}\n" for command in point.commands)
+            sys.stdout.writelines(f"    {' '.join(command)}\n" for command in point.commands)
         return 0
     out = arguments.out or Path("runs") / f"{sweep.name}_{arguments.profile}"
     try:
-        failed = sweeps.run_sweep(sweep, out, _workers(arguments, out))
+        failed = run_sweep(sweep, out, _executor(arguments, out))
     except KeyboardInterrupt:
-        done = sum(sweeps.read_result(out, point) is not None for point in sweep.points)
+        done = sum(read_result(out, point) is not None for point in sweep.points)
         _log.info("stopped: %d of %d points are done; the same command goes on", done, len(sweep.points))
         raise
-    rows = sweeps.write_outcome(sweep, out)
+    rows = write_outcome(sweep, out)
     if rows and sweep.metrics:
         sys.stdout.write(f"{sweep.question}\nHypothesis: {sweep.hypothesis}\n\n")
-        sys.stdout.write(f"{text_table(sweeps.summary(sweep, rows))}\n\n")
+        sys.stdout.write(f"{text_table(summary(sweep, rows))}\n\n")
     sys.stdout.writelines(f"failed: {out / name / 'log.txt'}: {reason}\n" for name, reason in failed.items())
     sys.stdout.write(f"{out}\n")
     return 1 if failed else 0
 
 
-def _workers(arguments: argparse.Namespace, out: Path) -> "Workers":
-    from repflow.lab.sweeps.run import Processes, Slurm
+def _executor(arguments: argparse.Namespace, out: Path) -> "Executor":
+    from repflow.lab.sweeps.run import Processes, slurm
 
     if arguments.slurm is None:
         return Processes(arguments.jobs)
     pairs = [option.partition("=") for option in arguments.slurm]
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise UsageError(f"--slurm {wrong[0]}: expected NAME=VALUE")
-    return Slurm(out / "slurm", {name: int(value) if value.isdecimal() else value for name, _, value in pairs})
+    return slurm(out / "slurm", {name: int(value) if value.isdecimal() else value for name, _, value in pairs})
 
 
-def _check_commands(sweep: "Sweep", parse: Callable[[list[str]], argparse.Namespace]) -> None:
-    """Let the parser see every command line of this program, and build every model that one trains without memory, so
-    that none is refused when its turn comes."""
+def check_commands(sweep: "Sweep", parse: Callable[[list[str]], argparse.Namespace]) -> None:
+    """Let the parser see every command line of this program, and build every model that one trains without memory.
+
+    Raises UsageError for a line or a model that would be refused later, when its turn comes.
+    """
     models = []
-    for words in (command[4:] for point in sweep.points for command in point.commands if command[2:4] == _REPFLOW):
-        said = io.StringIO()
+    for command in (command for point in sweep.points for command in point.commands if command[0] == "repflow"):
+        message = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):
-                arguments = parse(words)
-            if (
-                arguments.command is train.run
-                and (model := (arguments.model, train.settings_of(arguments)[1])) not in models
-            ):
-                models.append(model)
-                train.check_model(*model)
+            with contextlib.redirect_stderr(message):
+                arguments = parse(command[1:])
+            if arguments.command is train.run:
+                model = (arguments.model, train.settings_of(arguments)[1])
+                if model not in models:
+                    models.append(model)
+                    train.check_model(*model)
         except SystemExit:
-            raise UsageError(f"repflow {' '.join(words)}: {said.getvalue().strip().splitlines()[-1]}") from None
+            raise UsageError(f"{' '.join(command)}: {message.getvalue().strip().splitlines()[-1]}") from None
         except ValueError as error:
-            raise UsageError(f"repflow {' '.join(words)}: {error}") from None
+            raise UsageError(f"{' '.join(command)}: {error}") from None

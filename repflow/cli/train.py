@@ -1,19 +1,15 @@
 """`repflow train`."""
 
 import argparse
-import difflib
 import logging
-import re
 import sys
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from repflow.cli.datasets import add_dataset, check_dataset, open_dataset
-from repflow.lab import UsageError
+from repflow.lab.parameters import Parameter, UsageError, unknown
 
 if TYPE_CHECKING:
     from repflow.training import Recipe, Trained
@@ -123,55 +119,24 @@ def settings_of(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]
     from repflow.models.systems import Options, build_model
     from repflow.training import Recipe
 
-    own = {name: get_type_hints(build_model)[name] for name in ("backbone", "weights")}
-    recipes, models = get_type_hints(Recipe), own | get_type_hints(Options)
-    texts = [text.partition("=") for text in arguments.settings]
-    texts += [(name, "=", getattr(arguments, name)) for name in ("workers", "seed") if getattr(arguments, name)]
-    values = {name: _value(name, text, recipes | models) for name, _, text in texts}
+    recipes, models = get_type_hints(Recipe), get_type_hints(Options)
+    models |= {name: get_type_hints(build_model)[name] for name in ("backbone", "weights")}
+    texts = [text.partition("=")[::2] for text in arguments.settings]
+    texts += [(name, getattr(arguments, name)) for name in ("workers", "seed") if getattr(arguments, name)]
+    values = {name: _parse(name, text, recipes | models) for name, text in texts}
     changes = {name: value for name, value in values.items() if name in recipes}
     preset = arguments.preset or ("motion" if arguments.data[0] == "synthetic" else "modern")
     return Recipe.preset(preset, **changes), {name: value for name, value in values.items() if name in models}
 
 
-def _value(name: str, text: str, hints: Mapping[str, Any]) -> Any:
+def _parse(name: str, text: str, hints: Mapping[str, Any]) -> Any:
     if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
-        raise UsageError(f"--set: no setting {name!r}{f', did you mean {close[0]}?' if close else ''}; "
-                         f"there are {', '.join(hints)}")  # fmt: skip
-    kinds = get_args(hints[name]) if get_origin(hints[name]) in (UnionType, Union) else (hints[name],)
-    if NoneType in kinds and text == "none":
-        return None
+        raise UsageError(f"--set: {unknown('setting', name, hints)} there are {', '.join(hints)}")
+    parameter = Parameter.typed(name, hints[name])
     try:
-        return _parse(text, next(kind for kind in kinds if kind is not NoneType))
-    except ValueError as error:
-        none = ", or none" if NoneType in kinds else ""
-        raise UsageError(f"--set {name}: expected {error}{none}, got {text!r}") from None
-
-
-def _parse(text: str, kind: Any) -> Any:
-    """The value of a type that `text` stands for. Raises ValueError that says what is expected."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is bool or origin is Literal:
-        choices = {"true": True, "false": False} if kind is bool else {choice: choice for choice in inner}
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return choices[text]
-    if kind is int:
-        if not re.fullmatch("[+-]?[0-9]+", text):
-            raise ValueError("a whole number")
-        return int(text)
-    if kind is float:
-        with suppress(ValueError):
-            return float(text)
-        raise ValueError("a number")
-    if origin is tuple:
-        parts = text.split(",")
-        if len(parts) != len(inner):
-            raise ValueError(f"{len(inner)} values with commas between them")
-        return tuple(map(_parse, parts, inner))
-    if origin is Collection:
-        return [part for part in text.split(",") if part]
-    return text
+        return parameter.parse(text)
+    except UsageError:
+        raise UsageError(f"--set {name}: expected {parameter.expected}, got {text!r}") from None
 
 
 def _speaks() -> bool:

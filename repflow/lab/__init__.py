@@ -1,7 +1,8 @@
 """Notebooks as experiments: typed parameters, `repflow run`, what a notebook shows and reports, and its pages."""
 
+from repflow.lab.jobs import Job, find_notebooks, plan
 from repflow.lab.notebook import check, report, show
-from repflow.lab.parameters import Job, Parameter, UsageError, find_notebooks, plan, read_parameters
+from repflow.lab.parameters import Parameter, UsageError, read_parameters
 from repflow.lab.runner import run
 from repflow.records import environment
 

@@ -1,4 +1,4 @@
-"""What a notebook calls: figures shown with words, answers told right from wrong, its result reported."""
+"""What a notebook calls: `show` for its figures, `check` for answers to its exercises, `report` for its result."""
 
 import base64
 import io
@@ -17,9 +17,12 @@ Answer = TypeVar("Answer")
 def report(headline: str, *, value: float, unit: str = "", figure: "Figure | None" = None, **metrics: object) -> None:
     """Show a notebook's result in its output, where `repflow run` finds it; the last call of a notebook counts.
 
-    headline says in words what `value` (a finite number, in `unit`) is; `figure` is shown above it and closed. The
-    other metrics are finite numbers, texts, booleans, or lists, dicts, arrays and tensors of these. Raises ValueError
-    for a number that is not finite and TypeError for anything else, naming the entry.
+    headline: what `value` is, in words. value: a finite number, in `unit`. figure: shown above the headline and closed.
+    metrics: finite numbers, texts, booleans, or lists, dicts, arrays and tensors of these. Raises ValueError for a
+    number that is not finite and TypeError for anything else; both name the entry.
+
+        >>> report("End-point error", value=0.41, unit="px", iterations=30)
+        **End-point error: 0.41 px**
     """
     from IPython.display import display
 
@@ -75,7 +78,10 @@ def _png(figure: "Figure") -> str:
 
 
 def show(figure: "Figure", alt: str) -> None:
-    """Show a figure in a notebook's output, with words for those who cannot see it, and close it."""
+    """Show a figure in a notebook's output, and close it; `alt` describes it for readers who cannot see it.
+
+    >>> show(figure, "The flow of a turning disc: longer arrows farther from its centre")
+    """
     import matplotlib.pyplot as plt
     from IPython.display import display
 
@@ -84,9 +90,12 @@ def show(figure: "Figure", alt: str) -> None:
 
 
 def check(answer: Answer | None, holds: Callable[[Answer], object]) -> None:
-    """Tell in a notebook's output whether `holds(answer)` is true; None is no answer yet.
+    """Show in a notebook's output whether `holds(answer)` is true. None counts as "not answered yet".
 
-    An answer that `holds` cannot take, since it is of another kind than was asked for, is "not right yet", too.
+    If `holds` raises an error, the answer is "not right yet", followed by the error.
+
+        >>> check(4, lambda answer: answer == 2 + 2)
+        right
     """
     from IPython.display import display
 

@@ -1,4 +1,4 @@
-"""Which notebooks to run, and with which values.
+"""Typed text: a notebook's parameters, a sweep's values and `train --set NAME=VALUE` are read by the same functions.
 
 The one code cell tagged `parameters` of a notebook holds lines such as `steps: int = 250  # >= 1: optimiser steps`. The
 type is int, float, bool, str, Literal["a", "b"], or one of these `| None`; the default is a literal of that type. The
@@ -9,159 +9,122 @@ and every value from elsewhere is checked against it before anything starts.
 import ast
 import difflib
 import io
-import itertools
 import math
 import operator
 import re
 import tokenize
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 PROFILES = ("tiny", "small", "paper")
-_KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+_PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    object: "text, a finite number, true or false",
+    Collection: "names with commas between them",
+}
 _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-# The pages that a run makes of its own, by name.
-OWN_PAGES = {"index": "Run", "api": "Reference"}
-_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
-_PACKAGE = Path(__file__).parents[1]
+_NUMBERS = (int, float, int | None, float | None)
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the message says what to change. Nothing has been started or written."""
+    """A request that cannot be met; the message says what to change. Nothing has been started or written."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell.
+    """A name with a type, for values that come as text or from a file.
 
-    `choices` is empty unless its type is a Literal; `optional` allows None; `bounds` are pairs such as (">=", 1.0).
+    kind: int, float, bool, str, tuple[...], Collection[str], or object for any plain value. choices: the texts of a
+    Literal. optional: None is allowed. bounds: pairs such as (">=", 1.0).
+
+        >>> Parameter.typed("steps", int | None, bounds=((">=", 1.0),)).parse("20")
+        20
     """
 
     name: str
-    kind: type
-    choices: tuple[str, ...]
-    optional: bool
-    help: str
+    kind: Any
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    help: str = ""
     default: Any = None
     bounds: tuple[tuple[str, float], ...] = ()
 
+    @classmethod
+    def typed(cls, name: str, hint: Any, **details: Any) -> Self:
+        """Return the parameter of a type hint; raise UsageError for a type that no text can stand for."""
+        kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+        kind = next((kind for kind in kinds if kind is not NoneType), None)
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if kind not in (*_PLAIN.values(), object) and not choices and get_origin(kind) not in (tuple, Collection):
+            raise UsageError(f"{name}: the type must be {', '.join(_PLAIN)} or Literal[texts], not {hint}")
+        return cls(name, str if choices else kind, choices, NoneType in kinds, **details)
+
+    @property
+    def expected(self) -> str:
+        """Which values the parameter takes, in words."""
+        if self.choices:
+            words = f"one of {', '.join(self.choices)}"
+        elif get_origin(self.kind) is tuple:
+            words = f"{len(get_args(self.kind))} values with commas between them"
+        else:
+            words = _EXPECTED[get_origin(self.kind) or self.kind]
+        words += "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
+        return f"{words} or none" if self.optional else words
+
     def check(self, value: object) -> Any:
-        """Return `value`, a whole number as float where a float is expected; raise UsageError if it cannot be."""
+        """Return `value`, a whole number as float where a float is expected; raise UsageError if it does not fit."""
         if value is None and self.optional:
             return None
         if self.kind is float and type(value) is int:
             value = float(value)
-        fits = type(value) is self.kind and (self.kind is not float or math.isfinite(value))
-        fits = fits and (not self.choices or value in self.choices)
-        if not (fits and all(_COMPARE[sign](value, bound) for sign, bound in self.bounds)):
-            expected = "one of " + ", ".join(self.choices) if self.choices else _WORDS[self.kind]
-            expected += "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
-            what = f"{self.name} ({self.help})" if self.help else self.name
-            raise UsageError(f"{what} takes {expected}{' or none' * self.optional}, not {value!r}")
+        fits = _fits(value, self.kind) and (not self.choices or value in self.choices)
+        if not fits or not all(_COMPARE[sign](value, bound) for sign, bound in self.bounds):
+            label = f"{self.name} ({self.help})" if self.help else self.name
+            raise UsageError(f"{label} takes {self.expected}, not {value!r}")
         return value
 
     def parse(self, text: str) -> Any:
-        """Return the value that `text` from a command line stands for; raise UsageError if it is of another type."""
-        value: object = text
-        if self.optional and text == "none":
-            value = None
-        elif self.kind is bool:
-            value = {"true": True, "false": False}.get(text, text)
-        elif self.kind is float or (self.kind is int and re.fullmatch("[+-]?[0-9]+", text)):
-            with suppress(ValueError):  # what is still text afterwards, check() refuses
-                value = self.kind(text)
-        return self.check(value)
+        """Return the value that `text` from a command line stands for; raise UsageError if it has another type."""
+        return None if self.optional and text == "none" else self.check(_value(text, self.kind))
 
 
-@dataclass(frozen=True)
-class Job:
-    """A notebook with the values of all its parameters, and those among them that are not the notebook's defaults."""
-
-    notebook: Path
-    values: dict[str, Any]
-    changed: dict[str, Any]
-
-
-def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """Return the project's notebooks in order, or those named: by number, name, or the path of an .ipynb file.
-
-    The project's are in the installed package or beside it in the checkout. Raises UsageError for an unknown name.
-    """
-    folders = (_PACKAGE / "notebooks", _PACKAGE.parent / "notebooks")
-    known = next((found for folder in folders if (found := sorted(folder.glob("*.ipynb")))), [])
-    chosen = []
-    for name in names:
-        path = Path(name)
-        matches = [k for k in known if name == k.stem or name.zfill(2) == k.stem.split("_")[0]]
-        if path.suffix == ".ipynb" and path.is_file():
-            matches = [path.resolve()]
-        if not matches:
-            there = ", ".join(k.stem for k in known) or "none here"
-            raise UsageError(f"no notebook {name!r}; there are: {there}; or give the path of an .ipynb file")
-        chosen += matches
-    names = [path.stem.casefold() for path in chosen]  # folded, for disks on which A and a are one file
-    for path, name in zip(chosen, names, strict=True):
-        if names.count(name) > 1:
-            raise UsageError(f"{path.stem} is named twice; results are kept by name, so give each name once")
-        if name in OWN_PAGES:
-            raise UsageError(f"{path}: {path.stem}.html is the run's own page; give the notebook another name")
-    if not (chosen or known):
-        raise UsageError(f"no notebooks in {folders[1]}; give the path of an .ipynb file")
-    return chosen or known
+def _value(text: str, kind: Any) -> Any:
+    """Return the value of type `kind` in `text`, or `text` itself, which `_fits` then refuses."""
+    parts, kinds = text.split(","), get_args(kind)
+    if get_origin(kind) is Collection:
+        return [part for part in parts if part]
+    if get_origin(kind) is tuple and len(parts) == len(kinds):
+        return tuple(map(_value, parts, kinds))
+    if kind is bool:
+        return {"true": True, "false": False}.get(text, text)
+    if kind is float or (kind is int and re.fullmatch("[+-]?[0-9]+", text)):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
-def plan(names: Sequence[str], overrides: Sequence[tuple[str, str]] = (), profile: str = "tiny") -> list[Job]:
-    """Return what to run: each notebook's defaults, then the profile's values, then `overrides` (name, text).
-
-    An override goes to every notebook that has a parameter of that name. Raises UsageError, before anything starts, for
-    an unknown notebook or parameter and for a value of another type.
-    """
-    notebooks = {path: read_parameters(path) for path in find_notebooks(names)}
-    for name, _ in overrides:
-        if not any(name in parameters for parameters in notebooks.values()):
-            raise UsageError(_unknown(name, notebooks))
-    return [_job(path, parameters, overrides, profile) for path, parameters in notebooks.items()]
+def _fits(value: object, kind: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if kind is object:
+        return isinstance(value, bool | int | float | str)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(map(_fits, value, get_args(kind)))
+    return isinstance(value, list) if get_origin(kind) is Collection else type(value) is kind
 
 
-def _job(path: Path, parameters: Mapping[str, Parameter], overrides: Sequence[tuple[str, str]], profile: str) -> Job:
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    values = dict(defaults)
-    try:
-        for name, value in read_profile(path.parent, profile).get(path.stem, {}).items():
-            if name not in parameters:
-                raise UsageError(f"profile {profile}: {_unknown(name, {path: parameters})}")
-            values[name] = parameters[name].check(value)
-        for name, text in overrides:
-            if name in parameters:
-                values[name] = parameters[name].parse(text)
-    except UsageError as error:
-        raise UsageError(f"{path.stem}: {error}") from None
-    return Job(path, values, {name: value for name, value in values.items() if value != defaults[name]})
-
-
-def _unknown(name: str, notebooks: Mapping[Path, Mapping[str, Parameter]]) -> str:
-    close = difflib.get_close_matches(name, itertools.chain(*notebooks.values()), n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ";"
-    there = "; ".join(f"{path.stem} has {', '.join(names) or 'none'}" for path, names in notebooks.items())
-    return f"no parameter {name!r}{hint} {there}"
-
-
-def read_profile(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
-    """Return a profile's values by notebook and name, from `folder`/profiles.toml; tiny has none, it is the defaults.
-
-    Raises UsageError if the file is missing or is no TOML.
-    """
-    if profile == "tiny":
-        return {}
-    path = folder / "profiles.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8")).get(profile, {})
-    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the profile {profile!r} should be in {path}: {error}") from None
+def unknown(noun: str, name: object, known: Collection[str]) -> str:
+    """Return the start of an error message about a name that is not in `known`, with the closest name that is."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"no {noun} {name!r}, did you mean {close[0]!r}?" if close else f"no {noun} {name!r};"
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -188,24 +151,24 @@ def _read_cell(source: str) -> dict[str, Parameter]:
         raise UsageError(f"line {error.lineno}: {error.msg}") from None
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    found = {}
+    parameters: dict[str, Parameter] = {}
     for statement in statements:
         try:
-            parameter = _parameter(statement, comments.get(statement.end_lineno, ""))
-            if parameter.name in found:
+            parameter = _read_line(statement, comments.get(statement.end_lineno, ""))
+            if parameter.name in parameters:
                 raise UsageError(f"{parameter.name} is there twice")
         except UsageError as error:
             raise UsageError(f"line {statement.lineno}: {error}") from None
-        found[parameter.name] = parameter
-    return found
+        parameters[parameter.name] = parameter
+    return parameters
 
 
-def _parameter(statement: ast.stmt, comment: str) -> Parameter:
+def _read_line(statement: ast.stmt, comment: str) -> Parameter:
     match statement:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
-            kind, choices, optional = _annotation(annotation)
-            bounds, comment = _bounds(comment) if kind in (int, float) else ((), comment)
-            parameter = Parameter(name, kind, choices, optional, comment, bounds=bounds)
+            hint = _hint(annotation)
+            bounds, text = _bounds(comment) if hint in _NUMBERS else ((), comment)
+            parameter = Parameter.typed(name, hint, help=text, bounds=bounds)
             try:
                 default = ast.literal_eval(value)
             except (ValueError, TypeError):
@@ -215,32 +178,28 @@ def _parameter(statement: ast.stmt, comment: str) -> Parameter:
 
 
 def _bounds(comment: str) -> tuple[tuple[tuple[str, float], ...], str]:
-    """Return the bounds that a comment begins with, and the rest of it."""
-    found = re.match(r"(?P<bounds>[<>][^:]*): *(?P<help>.*)", comment)
-    if not found:
+    """Return the bounds at the start of a comment, and the rest of the comment."""
+    match = re.match(r"(?P<bounds>[<>][^:]*): *(?P<help>.*)", comment)
+    if not match:
         return (), comment
-    parts = [part.partition(" ") for part in re.split(", *", found["bounds"])]
-    try:
-        bounds = tuple((sign, float(number)) for sign, _, number in parts)
-        if all(sign in _COMPARE for sign, _ in bounds):
-            return bounds, found["help"]
-    except ValueError:
-        pass
+    pairs = [part.partition(" ")[::2] for part in re.split(", *", match["bounds"])]
+    with suppress(ValueError):
+        if all(sign in _COMPARE for sign, _ in pairs):
+            return tuple((sign, float(number)) for sign, number in pairs), match["help"]
     raise UsageError(f"expected bounds such as `>= 1: ` or `> 0, <= 1: ` before the help, found {comment!r}")
 
 
-def _annotation(node: ast.expr) -> tuple[type, tuple[str, ...], bool]:
+def _hint(node: ast.expr) -> Any:
+    """Return the type hint that an annotation's syntax tree stands for."""
     match node:
-        case ast.Name(id=name) if name in _KINDS:
-            return _KINDS[name], (), False
+        case ast.Name(id=name) if name in _PLAIN:
+            return _PLAIN[name]
         case ast.BinOp(left=left, op=ast.BitOr(), right=ast.Constant(value=None)):
-            kind, choices, _ = _annotation(left)
-            return kind, choices, True
+            return _hint(left) | None
         case ast.Subscript(value=ast.Name(id="Literal"), slice=items):
-            with suppress(ValueError, TypeError):
-                choices = ast.literal_eval(items)
-                choices = choices if isinstance(choices, tuple) else (choices,)
-                if choices and all(isinstance(choice, str) for choice in choices):
-                    return str, choices, False
-    known = ", ".join(_KINDS)
-    raise UsageError(f"the type must be {known}, Literal[texts] or one of these | None, not {ast.unparse(node)}")
+            texts = [node.value for node in ast.walk(items) if isinstance(node, ast.Constant)]
+            if texts and all(isinstance(text, str) for text in texts):
+                return Literal[tuple(texts)]
+    raise UsageError(
+        f"the type must be {', '.join(_PLAIN)}, Literal[texts] or one of these | None, not {ast.unparse(node)}"
+    )

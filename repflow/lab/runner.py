@@ -1,32 +1,34 @@
-"""Executing notebooks: a process for each, results in a folder that appears complete, nothing left running."""
+"""Executing notebooks: a kernel for each, results in a folder that appears complete, nothing left running.
 
+papermill executes them in this process; only the kernel is a process of its own, in a process group of its own.
+"""
+
+import asyncio
 import itertools
 import json
 import logging
 import os
+import re
 import signal
-import subprocess
-import sys
+import textwrap
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repflow.lab.jobs import Job
 from repflow.lab.notebook import reported, summary
-from repflow.lab.parameters import Job
 from repflow.records import environment
 
 if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
     from nbformat import NotebookNode
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _STOPPED = "KeyboardInterrupt: stopped before the end"
-TOKEN = "REPFLOW_RUN"  # in the environment of every process that a notebook starts, whatever session it moves to
-_WORKER = Path(__file__).with_name("worker.py")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -37,29 +39,29 @@ def run(jobs: Sequence[Job], out: Path, profile: str) -> tuple[Path, bool]:
     notebook that fails keeps what it did, and the others still run; a page that cannot be made costs no other. After
     ctrl-C, SIGTERM or SIGHUP the folder holds what there is and KeyboardInterrupt is raised. Raises OSError, before
     anything starts, if `out` cannot be written.
+
+        >>> index, good = run(plan(["01"]), Path("runs"), "tiny")
     """
     from repflow.lab.site import write_site
 
     final, folder = _new_folder(out)
     whole = False
-    token = uuid.uuid4().hex
     records: list[dict[str, Any]] = []
     with one_interrupt():
         try:
             facts = {"profile": profile, "environment": environment()}
             for job in jobs:
-                records.append(_run_one(job, folder, facts, token))
-                _tell(records[-1], final)
+                records.append(_run_one(job, folder, facts))
+                _log_outcome(records[-1], final)
                 if records[-1]["error"] == _STOPPED:
                     raise KeyboardInterrupt
         finally:
-            end_all(token)  # a signal may have come in the middle of this very call
             try:
                 whole = write_site(folder, final.name, profile, jobs, records)
-            finally:  # whatever became of the pages: what was computed gets its name
+            finally:  # whatever became of the pages, the results get their name
                 folder.rename(final)
                 if not whole:
-                    log.error("%s: not all pages could be made; the executed notebooks and metrics are there", final)
+                    _log.error("%s: not all pages could be made; the executed notebooks and metrics are there", final)
     return final / "index.html", whole and not any(record["error"] for record in records)
 
 
@@ -85,31 +87,32 @@ def one_interrupt() -> Iterator[None]:
     """Make the first ctrl-C, SIGTERM or SIGHUP a KeyboardInterrupt and ignore the next: cleaning up goes on."""
 
     def stop(*_: object) -> None:
-        for number in before:
+        for number in handlers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
         if handler is not signal.SIG_IGN:  # what nohup ignores stays ignored
             signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[str, Any]:
+def _run_one(job: Job, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Execute a notebook, write its files into `folder` and return its metrics record."""
-    from repflow.lab.pages import heading
+    from repflow.lab.site import heading
 
     name = job.notebook.stem
+    target = folder / f"{name}.ipynb"
     started, clock = datetime.now().astimezone(), time.perf_counter()
-    error = _execute(job, folder / f"{name}.ipynb", token)
+    error = execute(job.notebook, target, job.changed)
     seconds = round(time.perf_counter() - clock, 1)
-    notebook = _tidy(folder / f"{name}.ipynb", job.notebook)
-    found, figure = reported(notebook)
+    notebook = tidy(target, job.notebook)
+    result, figure = reported(notebook)
     record = {
         "notebook": name,
         "title": heading(notebook) or name,
@@ -118,8 +121,8 @@ def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[
         "error": error,
         "parameters": job.values,
         "changed": list(job.changed),
-        "headline": found.get("headline"),
-        "metrics": found.get("metrics", {}),
+        "headline": result.get("headline"),
+        "metrics": result.get("metrics", {}),
         **facts,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
@@ -129,51 +132,97 @@ def _run_one(job: Job, folder: Path, facts: dict[str, Any], token: str) -> dict[
     return record
 
 
-def _tell(record: dict[str, Any], final: Path) -> None:
+def _log_outcome(record: dict[str, Any], final: Path) -> None:
     name, seconds, error = record["notebook"], record["seconds"], record["error"]
     if error:
-        log.error("%s  %.1f s  failed: %s\n  see %s", name, seconds, error, final / f"{name}.html")
+        _log.error("%s  %.1f s  failed: %s\n  see %s", name, seconds, error, final / f"{name}.html")
     else:
-        log.info("%s  %.1f s  %s", name, seconds, summary(record["headline"]) if record["headline"] else "")
+        _log.info("%s  %.1f s  %s", name, seconds, summary(record["headline"]) if record["headline"] else "")
 
 
-def _execute(job: Job, target: Path, token: str) -> str | None:
-    """Run a notebook in a process of its own; return what went wrong in one line, None if nothing did."""
-    outcome = target.with_suffix(".error")
-    # -P: a file run by its path would put its folder, our package, where its imports are looked for.
-    command = [sys.executable, "-P", *map(str, (_WORKER, job.notebook, target, outcome)), json.dumps(job.changed)]
+def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
+    """Execute the notebook `source` into `target`; return in one line what went wrong, None if nothing did.
+
+    Its kernel and the kernel's process group have ended afterwards. A kernel that does not start is started once more:
+    kernels that start together can race for their ports.
+    """
+    import papermill
+
+    # papermill's own inspection of the parameters cell warns of Literal types; ours has checked them.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    # papermill takes braces in a path for placeholders.
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)]
+    options = {
+        "kernel_name": "python3",
+        "language": "python",  # a notebook without metadata does not name it
+        "progress_bar": {"desc": source.stem, "leave": False, "disable": None},  # None: only on a terminal
+    }
+    for last_try in (False, True):
+        try:
+            with _kernel() as kernel:
+                papermill.execute_notebook(*paths, parameters, km=kernel, **options)
+            return None
+        except KeyboardInterrupt:
+            return _STOPPED
+        except papermill.PapermillExecutionError as error:
+            problem = f"{error.ename}: {error.evalue or _failing_line(error.traceback)} (In [{error.exec_count}])"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            if type(error) is RuntimeError and not last_try:  # nbclient's, from a kernel that did not start
+                continue
+        return textwrap.shorten(problem, 400)
+    raise AssertionError("the second try returns")
+
+
+@contextmanager
+def _kernel() -> "Iterator[KernelManager]":
+    """Start a Python kernel, and kill it afterwards with all that it started in its process group."""
+    from jupyter_client.manager import KernelManager
+
     # The debugger's warning about frozen modules is for people who debug.
-    variables = {**os.environ, TOKEN: token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    variables = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # The kernel warns of its unencrypted sockets, which never leave this machine.
+    arguments = ["--IPKernelApp.log_level=CRITICAL", "--HistoryManager.hist_file=:memory:"]
+    kernel = KernelManager(kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient")
     try:
-        # A session of its own: ctrl-C in the terminal comes to us alone. Its stdout is our stderr, 2: the last line on
-        # our stdout is the run's.
-        worker = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
-        if outcome.exists():
-            return outcome.read_text(encoding="utf-8")
-        return f"its process ended with code {worker.returncode}" if worker.returncode else None
-    except KeyboardInterrupt:
-        return _STOPPED
+        # Its stdout is our stderr, 2: the last line on our stdout is the run's.
+        kernel.start_kernel(extra_arguments=arguments, env=variables, stdout=2)
+        client = kernel.client()
+        kernel.client = lambda: client  # nbclient would make one, and leave it open
+        try:
+            yield kernel
+        finally:
+            client.stop_channels()
     finally:
-        end_all(token)
-        outcome.unlink(missing_ok=True)
+        if kernel.provisioner and kernel.provisioner.pgid:
+            with suppress(ProcessLookupError):
+                os.killpg(kernel.provisioner.pgid, signal.SIGKILL)
+        _end_tasks()
+        kernel.shutdown_kernel(now=True)
 
 
-def end_all(token: str) -> None:
-    """Kill what still runs for a notebook; Jupyter gives its kernel a session where our signals to a group end."""
-    import psutil
+def _end_tasks() -> None:
+    """End the tasks that nbclient leaves waiting after an interrupt; asyncio would write tracebacks of them."""
+    from jupyter_core.utils import ensure_event_loop
 
-    for _ in range(10):  # again, for what was started meanwhile
-        running = psutil.process_iter(["environ"])
-        ours = [process for process in running if (process.info["environ"] or {}).get(TOKEN) == token]
-        if not ours:
-            return
-        for process in ours:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(ours, timeout=1)
+    loop = ensure_event_loop()
+    tasks = [] if loop.is_running() else asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=5))
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()
 
 
-def _tidy(target: Path, source: Path) -> "NotebookNode":
+def _failing_line(traceback: list[str]) -> str:
+    """Return the line of code that an IPython traceback points at: the reason, for an error without a message."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(traceback))
+    return ["", *re.findall(r"(?m)^-+> *\d+ +(.*)$", text)][-1]
+
+
+def tidy(target: Path, source: Path) -> "NotebookNode":
     """Rewrite an executed notebook without papermill's records and the widgets, whose state ended with the kernel."""
     import nbformat
 

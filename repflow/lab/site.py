@@ -1,165 +1,211 @@
-"""A run as one static site: its notebooks' pages, an index and a reference of the package."""
+"""A run as one static site that opens with the network off: its notebooks' pages, an index and a reference.
+
+Equations become MathML while a page is made. The pages' HTML and CSS are in the folder `templates`.
+"""
 
 import html
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from xml.etree import ElementTree
 
 import jinja2
 import nbformat
-from markupsafe import Markup
+from latex2mathml.converter import Converter
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from repflow.lab import reference
+from repflow.lab.jobs import OWN_PAGES, Job
 from repflow.lab.notebook import summary
-from repflow.lab.pages import notebook_page
-from repflow.lab.parameters import OWN_PAGES, Job
-from repflow.lab.reference import reference
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_BASE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-  :root { color-scheme: light dark; --blue: light-dark(#0072b2, #56b4e9); --red: light-dark(#b34700, #e69f00); }
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1.5rem; }
-  h1 { margin: 0; font-size: 1.6rem; }
-  h2 { margin: 2rem 0 0; font-size: 1.3rem; line-height: 1.3; }
-  h3 { margin: 1.6rem 0 .3rem; font-size: 1.05rem; }
-  header { margin-bottom: 1.5rem; }
-  p { margin: .3rem 0; overflow-wrap: anywhere; }
-  a { color: var(--blue); }
-  nav.site { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin-bottom: 1.2rem; }
-  .quiet { opacity: .75; font-size: .9rem; }
-  .cards { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); }
-  article { border: 1px solid #8886; border-radius: .6rem; padding: 1rem; display: flex; flex-direction: column; }
-  article h2 { margin: 0; font-size: 1.1rem; }
-  article.failed { border: 2px solid var(--red); }
-  .failed strong { color: var(--red); }
-  .number { font-size: 1.15rem; font-weight: 600; }
-  article img { width: 100%; height: 13rem; object-fit: contain; background: #fff; margin: .6rem 0; }
-  article nav { margin-top: auto; padding-top: .6rem; display: flex; gap: 1rem; }
-  figure { margin: 1rem 0; }
-  figure img { max-width: 100%; background: #fff; }
-  .wide { overflow-x: auto; }
-  table { border-collapse: collapse; margin: .6rem 0; font-size: .95rem; }
-  th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
-  td + td, th + th { text-align: right; }
-  section { margin-left: 1.2rem; }
-  code, .signature { font-family: ui-monospace, monospace; font-size: .9em; }
-  .signature { padding-left: 2em; text-indent: -2em; overflow-wrap: anywhere; }
-  .doc { white-space: pre-wrap; margin-left: 2em; }
-</style>
-</head>
-<body>
-{{ navigation }}
-{{ content }}
-</body>
-</html>
-"""
+_FOLDER = Path(__file__).with_name("templates")
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True)
+TEMPLATES.filters |= {"summary": summary, "marked": reference.marked}
 
-_INDEX = """
-<header>
-<h1>{{ title }}</h1>
-<p>Profile {{ profile }}, {{ records | length }} notebook{{ "" if records | length == 1 else "s" }}
-in {{ "%.0f" | format(records | sum("seconds")) }} s</p>
-{%- if records %}{% set at = records[0].environment %}
-<p class="quiet">{{ at.cpu }} × {{ at.cpus }}, {{ at.gpu or "no GPU" }}; {{ at.platform }}; Python {{ at.python }},
-PyTorch {{ at.torch }}, repflow {{ at.repflow }}{% if at.commit %} at {{ at.commit[:12] }}
-{%- if at.commit.endswith("-dirty") %} with changes{% endif %}{% endif %}</p>
-{%- endif %}
-{%- if missing %}
-<p class="failed"><strong>Stopped.</strong> Not run: {{ missing | join(", ") }}</p>
-{%- endif %}
-</header>
-<main class="cards">
-{%- for record in records %}{% set file = record.notebook | urlencode %}
-<article{% if record.error %} class="failed"{% endif %}>
-<h2>{{ record.title }}</h2>
-<p class="quiet">{{ record.notebook }}, {{ record.seconds }} s</p>
-{%- if record.error %}
-<p><strong>✗ Failed.</strong> {{ record.error }}</p>
-{%- endif %}
-{%- if record.notebook in figures %}
-<a href="{{ file }}.html"><img src="{{ file }}.png" alt="{{ record.headline | summary }}"></a>
-{%- endif %}
-{%- if record.headline %}
-<p class="number">{{ record.headline | summary }}</p>
-{%- endif %}
-{%- if record.changed %}
-<p class="quiet">{% for name in record.changed %}<code>{{ name }} = {{ record.parameters[name] | pprint }}</code>
-{%- if not loop.last %}, {% endif %}{% endfor %}</p>
-{%- endif %}
-<nav><a href="{{ file }}.html{{ "#papermill-error-cell" if record.error }}">Page</a>
-<a href="{{ file }}.ipynb">Notebook</a> <a href="{{ file }}.metrics.json">Metrics</a></nav>
-</article>
-{%- endfor %}
-</main>
-"""
-
-_TEMPLATES = jinja2.Environment(autoescape=True)
-_TEMPLATES.filters["summary"] = summary
+# What latex2mathml does not lay out, and what replaces it: `align` would number its lines, each time from 1.
+_REPLACEMENTS = {
+    r"\\(begin|end)\{(align|aligned|eqnarray)\*?\}": r"\\\1{align*}",
+    r"\\(begin|end)\{(gather|gathered)\*?\}": r"\\\1{displaylines}",
+    r"\\(begin|end)\{equation\*?\}": "",
+    r"\\mathrm\{(\w)\}": r"{\\mathrm \1}",  # with braces around it, a single letter comes out italic
+    r"\\tag\{": r"\\qquad\\tag{",
+    r"\\arg\s*\\(min|max)": r"\\arg\1",
+}
+_UNKNOWN = re.compile(r"\\|<mi>&amp;|<mo />|linebreak=")  # commands and columns that the converter lets through
+_RELATIONS = ("=", "←", "≈", "≤", "≥")
 
 
 def write_site(folder: Path, name: str, profile: str, jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> bool:
     """Write the pages of a run into `folder`, where its executed notebooks lie: index.html leads to all others.
 
     records: the metrics of the jobs that were run, in their order; the index names the others. Returns whether every
-    page could be made; one that could not says so and why, as the log does.
+    page could be made; a page that could not be made says why, as the log does.
     """
     titles = {record["notebook"]: record["title"] for record in records}
     names = list(titles)
-
-    def notebook(job: Job, links: dict[str, str]) -> str:
-        here = job.notebook.stem
-        executed = nbformat.read(folder / f"{here}.ipynb", as_version=4)
-        return notebook_page(executed, titles[here], job.notebook.parent, _navigation(links), titles)
-
-    def own(page: str, content: Callable[[], str]) -> bool:
-        title = f"repflow run {name}" if page == "index" else f"{OWN_PAGES[page]}, repflow run {name}"
-        return _write(folder / f"{page}.html", title, lambda: _page(title, content()))
-
     made = []
-    for job, before, here, behind in zip(jobs, [None, *names], names, [*names[1:], None], strict=False):
-        links = OWN_PAGES | {name: f"{arrow} {titles[name]}" for name, arrow in ((before, "←"), (behind, "→")) if name}
-        made.append(_write(folder / f"{here}.html", titles[here], partial(notebook, job, links)))
+    for job, previous, current, following in zip(jobs, [None, *names], names, [*names[1:], None], strict=False):
+        links = {name: f"{arrow} {titles[name]}" for name, arrow in ((previous, "←"), (following, "→")) if name}
+        page = partial(_executed_page, folder, job, titles, OWN_PAGES | links)
+        made.append(_write(folder / f"{current}.html", titles[current], page))
+    title = f"repflow run {name}"
+    made.append(_write(folder / "api.html", f"{OWN_PAGES['api']}, {title}", lambda: _api_page(title)))
     index = partial(
-        _render,
-        _INDEX,
-        title=f"repflow run {name}",
+        _page,
+        "index.html.j2",
+        title,
         profile=profile,
         records=records,
         missing=[job.notebook.stem for job in jobs[len(records) :]],
         figures={path.stem for path in folder.glob("*.png")},
     )
-    return all([*made, own("api", reference), own("index", index)])
+    return all([*made, _write(folder / "index.html", title, index)])
 
 
 def _write(file: Path, title: str, make: Callable[[], str]) -> bool:
-    """Write a page, or what went wrong with it, so that it costs no other page and no link leads nowhere."""
+    """Write a page, or what went wrong with it, so that the other pages are made and no link leads nowhere."""
     try:
         text, made = make(), True
-    except Exception as error:  # a notebook may hold anything, and what converts it raises whatever it stumbles over
+    except Exception as error:  # a notebook may hold anything, and its converters raise anything
         problem = f"this page could not be made: {type(error).__name__}: {error}"
-        log.error("%s: %s", file.name, problem)
-        text, made = _page(title, html.escape(problem)), False
+        _log.error("%s: %s", file.name, problem)
+        text, made = _page("base.html.j2", title, problem=problem), False
     file.write_text(text, encoding="utf-8")
     return made
 
 
-def _page(title: str, content: str) -> str:
-    return _render(_BASE, title=title, navigation=Markup(_navigation(OWN_PAGES)), content=Markup(content))
+def _page(template: str, title: str, **values: object) -> str:
+    return TEMPLATES.get_template(template).render(title=title, links=OWN_PAGES, **values)
 
 
-def _render(template: str, **values: object) -> Markup:
-    return Markup(_TEMPLATES.from_string(template).render(**values))
+def _api_page(title: str) -> str:
+    modules = reference.read_modules()
+    return _page("api.html.j2", f"{OWN_PAGES['api']}, {title}", modules=modules, places=reference.places(modules))
 
 
-def _navigation(links: dict[str, str]) -> str:
-    shown = [f'<a href="{quote(name)}.html">{html.escape(text)}</a>' for name, text in links.items()]
-    return f'<nav class="site">{" ".join(shown)}</nav>'
+def _executed_page(folder: Path, job: Job, titles: Mapping[str, str], links: Mapping[str, str]) -> str:
+    name = job.notebook.stem
+    executed = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    return notebook_page(executed, titles[name], job.notebook.parent, links, titles)
+
+
+def notebook_page(
+    notebook: nbformat.NotebookNode,
+    title: str,
+    folder: Path,
+    links: Mapping[str, str] | None = None,
+    pages: Collection[str] = (),
+) -> str:
+    """Return an executed notebook as one HTML file that loads nothing; images beside it are looked for in `folder`.
+
+    links: the titles of the pages that its head and foot lead to, by their names. pages: names of the notebooks that
+    have a page beside this one. Links to these go to their pages; the text of a link to any other file stays without
+    the link.
+    """
+    exporter = HTMLExporter(
+        raw_template=(_FOLDER / "notebook.html.j2").read_text(encoding="utf-8"),
+        filters={"markdown2html": _markdown},
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    metadata = {"name": title, "path": str(folder), "links": links or {}, "pages": pages}
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": metadata})
+    return page
+
+
+def heading(notebook: nbformat.NotebookNode) -> str | None:
+    """Return a notebook's first heading, without its marks; None where it has none."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    match = re.search(r"^#+ +(.+)$", text, re.MULTILINE)
+    return re.sub(r"[`*$]", "", match[1]).strip() if match else None
+
+
+def mathml(latex: str, display: str) -> str:
+    """Return a formula as MathML, or as it was written where it cannot be converted. display: "inline" or "block"."""
+    standard = latex
+    for pattern, replacement in _REPLACEMENTS.items():
+        standard = re.sub(pattern, replacement, standard)
+    try:
+        tree = Converter(display=display).convert_to_element(standard)
+    except Exception as error:  # its parser raises anything
+        problem = repr(error)
+    else:
+        _set_spaces(tree)
+        markup = ElementTree.tostring(tree, encoding="unicode")
+        if not _UNKNOWN.search(markup):
+            return markup if display == "inline" else _wrapping(tree)
+        problem = "it holds what latex2mathml does not know"
+    _log.warning("a formula stays LaTeX on its page, %s: %s", problem, latex.strip())
+    return f"<code>{html.escape(latex)}</code>"
+
+
+def _wrapping(tree: ElementTree.Element) -> str:
+    """Return a displayed formula in pieces: a narrow page breaks the line between two, never inside one.
+
+    Pieces begin at relations and end at wide spaces.
+    """
+    pieces: list[list[ElementTree.Element]] = [[]]
+    for element in tree[0]:
+        wide = element.tag == "mspace" and element.get("width") == "2em"
+        if pieces[-1] and (wide or (element.tag == "mo" and element.text in _RELATIONS)):
+            pieces.append([])
+        if wide:
+            element.set("width", "1em")
+        pieces[-1].append(element)
+    markup = []
+    for piece in pieces:
+        math = ElementTree.Element("math", tree.attrib | {"display": "inline", "displaystyle": "true"})
+        ElementTree.SubElement(math, "mrow").extend(piece)
+        markup.append(ElementTree.tostring(math, encoding="unicode"))
+    return f'<span class="equation">{"<wbr>".join(markup)}</span>'
+
+
+def _set_spaces(tree: ElementTree.Element) -> None:
+    """Give a formula the spaces of TeX, and plain characters where the converter writes references."""
+    for element in tree.iter():
+        element.text = html.unescape(element.text or "")
+        if element.text in ("|", "‖", "/"):
+            element.attrib.update(lspace="0", rspace="0")
+    for row in tree.iter():
+        for previous, sign in itertools.pairwise(row):
+            if previous.tag == sign.tag == "mo" and sign.text in ("+", "−") and previous.text not in tuple(")]|‖"):
+                sign.set("form", "prefix")
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown to HTML, with formulas as MathML instead of text for a script, and links that hold."""
+
+    pages: Collection[str] = ()
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        name, _, place = url.partition(".ipynb")
+        if name in self.pages:
+            url = f"{name}.html{place}"
+        elif not re.match(r"#|https?:|mailto:", url):
+            return text
+        return super().link(text, url, title)
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+@jinja2.pass_context
+def _markdown(context: jinja2.runtime.Context, source: str) -> str:
+    attachments = context.get("cell", {}).get("attachments", {})
+    metadata = context["resources"]["metadata"]
+    renderer = _Renderer(escape=False, attachments=attachments, embed_images=True, path=metadata["path"])
+    renderer.pages = metadata["pages"]
+    return MarkdownWithMath(renderer=renderer).render(source)

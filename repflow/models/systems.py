@@ -22,7 +22,7 @@ class Options(TypedDict, total=False):
     flow_after: how many stages of the backbone stand before it; 0 is at the pictures, whose values below 0 its ReLU
         cuts off. Default 2, the paper's best: after ResNet's second stage of four, its "third residual block".
     bottleneck, iterations, learn: see `RepresentationFlow`. Default: its own; for tiny ones 8 channels, 10 iterations.
-    init_scale: see there too. Default 0 with weights, 1 without.
+    init_scale, scaling: see there too. Default 0 with weights, 1 without; "clip".
     With flow of flow:
     flow_layers, conv_between: 1 to 3 layers, and whether a convolution stands between two. Default 2, True.
     With a stream of optical flow:
@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     iterations: int
     learn: Collection[str]
     init_scale: float
+    scaling: str
     flow_layers: int
     conv_between: bool
     flow: str
@@ -136,7 +137,7 @@ class System:
 RESNET_2D = "resnet50_2d", "resnet34_2d", "resnet18_2d", "tiny_2d"
 RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d", "tiny_2plus1d"
 I3D, S3D, R2PLUS1D = ("i3d",), ("s3d",), ("r2plus1d_18",)
-LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale"
+LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale", "scaling"
 DEPTH = *LAYER, "flow_layers", "conv_between"
 FUSED = "flow", "fusion"
 _repflow = partial(_with_flow_layer, flow_layers=1)

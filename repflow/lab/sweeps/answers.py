@@ -1,31 +1,33 @@
-"""The sweeps in notebooks/sweeps and what they measured, in results/sweeps: a question, a hypothesis, a table.
+"""The sweeps in notebooks/sweeps with their measurements in results/sweeps: a question, a hypothesis, a table.
 
-repflow sweep notebooks/sweeps/where.yaml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
+repflow sweep notebooks/sweeps/where.toml && cp runs/where_tiny/where.csv results/sweeps      (in the checkout)
 """
 
 import warnings
 
 from repflow.files import Row, read_csv, text_table
+from repflow.lab.jobs import find_notebooks
 from repflow.lab.notebook import show
-from repflow.lab.parameters import find_notebooks
+from repflow.lab.sweeps.figure import draw, summary
 from repflow.lab.sweeps.grid import Sweep, read_sweep
-from repflow.lab.sweeps.run import draw, summary
 from repflow.records import results_folder
 
 
 def measured(name: str) -> tuple[Sweep, list[Row]]:
-    """A sweep, and of each of its points the values of all parameters and metrics.
+    """Return a shipped sweep, and a row for each of its points: the values of all parameters and metrics.
 
-    Raises ValueError where the table is not one of these points: the sweep was changed, and has to run again.
+    Raises ValueError if the table in results/sweeps has other points: the sweep was changed, and has to run again.
+
+        >>> sweep, rows = measured("where")
     """
-    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.yaml")
+    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.toml")
     lines = read_csv(results_folder() / "sweeps" / f"{name}.csv")
     names = [*sweep.axes, "seed"]
     points = [[_written(point.values[axis]) for axis in names] for point in sweep.points]
-    found = [[line.get(axis) for axis in names] for line in lines]
-    if found != points or not set(sweep.metrics) <= set(lines[0]):
+    measured_points = [[line.get(axis) for axis in names] for line in lines]
+    if measured_points != points or not set(sweep.metrics) <= set(lines[0]):
         raise ValueError(
-            f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.yaml: run it again"
+            f"results/sweeps/{name}.csv holds other points than notebooks/sweeps/{name}.toml: run it again"
         )
     return sweep, [
         point.values | {metric: float(line[metric]) for metric in sweep.metrics}
@@ -34,8 +36,12 @@ def measured(name: str) -> tuple[Sweep, list[Row]]:
 
 
 def show_answer(name: str) -> None:
-    """Show a sweep's question, hypothesis and measurement in a notebook's output; the numbers are its text for those
-    who cannot see it. Of a sweep that was changed since it ran, warn instead: that is no fault of the notebook's."""
+    """Show the figure of a shipped sweep in a notebook's output; its text is the question and the numbers.
+
+    If the sweep was changed since it ran, or has no table, this warns instead of raising: the notebook can go on.
+
+        >>> show_answer("where")
+    """
     try:
         sweep, rows = measured(name)
     except (ValueError, OSError) as error:
@@ -45,7 +51,7 @@ def show_answer(name: str) -> None:
 
 
 def _written(value: object) -> str:
-    """A parameter's value as a CSV file has it."""
+    """Return a parameter's value as a CSV file has it."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
