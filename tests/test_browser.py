@@ -17,7 +17,7 @@ import pytest
 from conftest import PATIENCE
 from test_site import make_site
 
-from repflow.lab import plan
+from repflow.lab.jobs import plan
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright; install the extra `test`")

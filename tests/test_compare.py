@@ -5,7 +5,7 @@ import pytest
 
 from repflow.cli import compare as command
 from repflow.files import read_csv
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 from repflow.lab.results import add_result, compare
 from repflow.records import environment, paper_table
 

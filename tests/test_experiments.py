@@ -17,9 +17,10 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.cli import main
-from repflow.lab import UsageError, environment, plan, read_parameters, report, run, site
-from repflow.lab.jobs import read_profile
-from repflow.lab.runner import execute, tidy
+from repflow.lab import environment, report, site
+from repflow.lab.jobs import plan, read_profile
+from repflow.lab.parameters import UsageError, read_parameters
+from repflow.lab.runner import execute, run, tidy
 from repflow.lab.site import heading, mathml, notebook_page
 
 PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

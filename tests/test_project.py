@@ -19,7 +19,7 @@ from readme_tables import sections
 from repflow.cli import build_parser, main
 from repflow.data.synthetic import SyntheticMotion
 from repflow.files import read_csv
-from repflow.lab import find_notebooks
+from repflow.lab.jobs import find_notebooks
 from repflow.records import paper_table
 
 ROOT = Path(__file__).parents[1]

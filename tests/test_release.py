@@ -23,7 +23,7 @@ from repflow.cli import build_parser, main
 from repflow.cli import train as train_command
 from repflow.data import SyntheticMotion
 from repflow.evaluation import Predictions
-from repflow.lab import find_notebooks, plan
+from repflow.lab.jobs import find_notebooks, plan
 from repflow.models import build_model
 
 ROOT = Path(__file__).parents[1]

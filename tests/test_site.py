@@ -10,8 +10,9 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from repflow.lab import plan, reference
+from repflow.lab import reference
 from repflow.lab import site as site_module
+from repflow.lab.jobs import plan
 from repflow.lab.reference import MODULES
 from repflow.lab.site import heading, write_site
 from repflow.records import environment

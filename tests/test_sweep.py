@@ -22,7 +22,7 @@ from repflow.cli import build_parser
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
 from repflow.files import read_csv
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 from repflow.lab.sweeps import answers
 from repflow.lab.sweeps import study as questions
 from repflow.lab.sweeps.figure import draw, rows_of, summary, write_outcome

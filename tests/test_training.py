@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from repflow.cli import main
 from repflow.cli import train as command
 from repflow.data import Clips, SyntheticMotion
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 from repflow.layers import ClipFlow
 from repflow.models import build_model
 from repflow.models.systems import SYSTEMS

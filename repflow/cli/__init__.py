@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from repflow import __version__
 from repflow.cli import bench, compare, convert, data, doctor, evaluate, flow, run, sweep, train
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 
 COMMANDS = {
     "run": (run, "execute notebooks"),

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow.cli.options import add_device, add_subcommands, check_writable, device_of, numbers_of, show_table
-from repflow.lab import UsageError
-from repflow.lab.parameters import PROFILES
+from repflow.lab.parameters import PROFILES, UsageError
 
 if TYPE_CHECKING:
     from repflow.lab.bench.solver import Problem

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
     from repflow.data.lists import Listed

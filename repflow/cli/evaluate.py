@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from repflow.cli.datasets import add_clips, add_dataset, check_dataset, clip_settings, open_dataset
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
     from repflow.data.lists import Listed

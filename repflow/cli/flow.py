@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from repflow.cli.options import check_writable, numbers_of
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 
 
 def add(parser: argparse.ArgumentParser) -> None:

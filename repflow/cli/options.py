@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repflow.lab import UsageError
+from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
     from repflow.files import Row

@@ -19,9 +19,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute notebooks and write a folder with their pages, figures and metrics; its index page is the last line."""
-    from repflow import lab
+    from repflow.lab import jobs, runner
 
-    jobs = lab.plan(arguments.notebooks, arguments.parameters, arguments.profile)
-    index, good = lab.run(jobs, arguments.out, arguments.profile)
+    planned = jobs.plan(arguments.notebooks, arguments.parameters, arguments.profile)
+    index, good = runner.run(planned, arguments.out, arguments.profile)
     sys.stdout.write(f"{index}\n")
     return 0 if good else 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from repflow.lab.jobs import Job
 from repflow.lab.notebook import reported, summary
+from repflow.processes import one_interrupt
 from repflow.records import environment
 
 if TYPE_CHECKING:
@@ -80,26 +81,6 @@ def _new_folder(out: Path) -> tuple[Path, Path]:
                 folder.rmdir()
     except OSError as error:
         raise OSError(f"no results can be written to {out} ({error.strerror}); name another folder") from None
-
-
-@contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Make the first ctrl-C, SIGTERM or SIGHUP a KeyboardInterrupt and ignore the next: cleaning up goes on."""
-
-    def stop(*_: object) -> None:
-        for number in handlers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # what nohup ignores stays ignored
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _run_one(job: Job, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from repflow.files import beside, write_whole
 from repflow.lab.parameters import UsageError
-from repflow.lab.runner import one_interrupt
 from repflow.lab.sweeps.grid import Point, Sweep
+from repflow.processes import one_interrupt
 from repflow.records import environment
 
 TRIES = 2
