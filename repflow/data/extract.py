@@ -116,6 +116,9 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Path, str | N
             videos = {pool.submit(_extract, *job): job[0] for job in jobs}
             for future in as_completed(videos):
                 yield videos[future], future.result()
+        except KeyboardInterrupt:
+            _log.info("stopping: the videos in work, one in each process, are finished first")
+            raise
         except BrokenProcessPool as error:
             raise OSError(
                 "a process that extracts flow died, perhaps for want of memory; take fewer workers and start again: "

@@ -159,7 +159,7 @@ def _vet(encoded: bytes, numbers: list[int]) -> tuple[VideoInfo, list[Fraction]]
     """Data and times of a sound video that decoders which go by the time stamps read right; else VideoError."""
     info, times, turned = survey(encoded)
     steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)] or [1]
-    if turned or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # one tick of rounding
+    if turned or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # more than rounding
         raise VideoError(
             f"{name_of(encoded)}: turned, mirrored, or without even time stamps; use backend='pyav', which reads it"
         )
