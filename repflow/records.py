@@ -21,9 +21,14 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
+def shipped(name: str) -> Path:
+    """The checkout's folder of this name, or the copy of it that a wheel has inside the package."""
+    return (checkout() or Path(__file__).parent) / name
+
+
 def results_folder() -> Path:
-    """The folder with the paper's table and ours: the checkout's, or the one inside the installed package."""
-    return (checkout() or Path(__file__).parent) / "results"
+    """The folder with the paper's table and ours."""
+    return shipped("results")
 
 
 def paper_table() -> dict[str, dict[str, str]]:

@@ -22,6 +22,7 @@ from repflow.lab.jobs import plan, read_profile
 from repflow.lab.parameters import UsageError, read_parameters
 from repflow.lab.runner import execute, run, tidy
 from repflow.lab.site import heading, mathml, notebook_page
+from repflow.records import results_folder
 
 PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = """\
@@ -461,7 +462,8 @@ def test_what_was_computed_is_kept_where_pages_cannot_be_made(tmp_path, notebook
 
 
 def test_a_run_does_not_need_the_project_s_results(tmp_path, notebook, monkeypatch):
-    monkeypatch.setattr("repflow.files.__file__", str(tmp_path / "repflow" / "files.py"))  # beside which it looks
+    monkeypatch.setattr("repflow.records.__file__", str(tmp_path / "repflow" / "records.py"))  # beside which it looks
+    assert not results_folder().exists()
     assert run(plan([str(notebook)]), tmp_path / "runs", "tiny")[1]
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from repflow.arguments import warn
-from repflow.records import checkout
+from repflow.records import shipped
 
 # What `repflow.video` reads, in any case. Of files of one stem in one folder the one whose ending comes first counts.
 ENDINGS = (
@@ -161,9 +161,7 @@ def read_classes(path: Path) -> list[str]:
 
 def official_classes(name: str) -> list[str]:
     """The class names of "hmdb51" or "kinetics400", in their official order."""
-    root = checkout()
-    folder = root / "data" if root else Path(__file__).parent
-    return read_classes(folder / f"{name}_classes.txt")
+    return read_classes(shipped("data") / f"{name}_classes.txt")
 
 
 def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from repflow.lab.parameters import Parameter, UsageError, read_parameters, unknown
+from repflow.records import shipped
 
 OWN_PAGES = {"index": "Run", "api": "Reference"}  # a run's own pages: file name and title
-_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
 
     The project's are in the installed package or beside it in the checkout. Raises UsageError for an unknown name.
     """
-    folders = (_PACKAGE / "notebooks", _PACKAGE.parent / "notebooks")
-    known = sorted(folders[0].glob("*.ipynb")) or sorted(folders[1].glob("*.ipynb"))
+    folder = shipped("notebooks")
+    known = sorted(folder.glob("*.ipynb"))
     chosen: list[Path] = []
     for name in names:
         matches = [path for path in known if name == path.stem or name.zfill(2) == path.stem.split("_")[0]]
@@ -45,7 +45,7 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
         if stem in OWN_PAGES:
             raise UsageError(f"{path}: {path.stem}.html is the run's own page; give the notebook another name")
     if not (chosen or known):
-        raise UsageError(f"no notebooks in {folders[1]}; give the path of an .ipynb file")
+        raise UsageError(f"no notebooks in {folder}; give the path of an .ipynb file")
     return chosen or known
 
 
