@@ -250,8 +250,7 @@ def explorer(page, cells):
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:  # what is drawn on the way moves the cell out of sight again
         for cell in reversed(cells):
-            # not waited for: the promise may stay open while figures arrive
-            page.evaluate("i => { jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start') }", cell)
+            page.evaluate("i => jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start')", cell)
             with suppress(sync_api.TimeoutError):
                 found.locator("img").wait_for(timeout=2000)
                 return found
