@@ -1,8 +1,6 @@
 """Representation Flow for Action Recognition: understand it, run it, measure it."""
 
-import importlib
 import os
-from types import ModuleType
 
 # GNU OpenMP reads this when PyTorch is loaded. Its threads otherwise spin so long while they wait that processes which
 # share cores stop each other: measured on two busy cores, a small training step took 24 ms instead of 368, and 40 ms
@@ -19,7 +17,7 @@ except (ImportError, OSError) as error:
         "install uv && python -m uv pip install --reinstall --torch-backend auto torch torchvision av"
     ) from error
 
-from repflow import official, video
+from repflow import data, official, video
 from repflow._version import __version__
 from repflow.layers import FlowOfFlow, RepresentationFlow, representation_flow
 from repflow.models import build_model, list_models
@@ -39,10 +37,3 @@ __all__ = [
     "tvl1",
     "video",
 ]
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Load `repflow.data` when it is asked for: it needs torchvision, which takes seconds."""
-    if name == "data":
-        return importlib.import_module(".data", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
