@@ -382,3 +382,44 @@ def test_missing_flow_says_what_to_run(with_flow, tmp_path):
     data = Clips(SyntheticMotion(root), 2, train=False, flow=tmp_path)
     with pytest.raises(VideoError, match=r"\.avi\.mkv"):
         data[0]
+
+
+@pytest.mark.parametrize("size", [None, 30])
+def test_cached_frames_make_the_same_clips(made, tmp_path, size):
+    """Clips for training and views, of long and short videos, to the bit."""
+    data = undirected(made)
+    options = {"resize": size, "crop": 24}
+    pairs = [
+        [kind(data, frames, 2, cache=cache, **options, **train) for cache in (None, tmp_path / "cache")]
+        for kind, train in ((Clips, {"train": True}), (Views, {"clips": 2}))
+        for frames in (3, 7)
+    ]
+    for plain, cached in pairs:
+        for index in range(len(plain)):
+            assert torch.equal(plain[index][0], cached[index][0])
+    assert len(list((tmp_path / "cache").iterdir())) == len(data.samples)
+
+
+def test_a_changed_video_is_decoded_again(made, tmp_path):
+    first, second = (path for path, _ in SyntheticMotion(made).samples[:2])
+    video = tmp_path / "video.avi"
+    clips_of = []
+    for path, time in ((first, 1), (second, 2)):
+        video.write_bytes(path.read_bytes())
+        os.utime(video, ns=(time, time))
+        data = Clips(SimpleNamespace(samples=[(video, 0)]), 9, train=False, cache=tmp_path / "cache")
+        clips_of.append(data[0][0])
+    expected = [torch.from_numpy(read_clip(path)).permute(3, 0, 1, 2) * (2 / 255) - 1 for path in (first, second)]
+    for clip, pixels in zip(clips_of, expected, strict=True):
+        torch.testing.assert_close(clip, pixels)
+
+
+def test_a_video_that_fails_leaves_nothing_in_the_cache(made, tmp_path):
+    whole = SyntheticMotion(made).samples[0][0].read_bytes()
+    for name, content in (("cut.avi", whole[: len(whole) // 2]), ("gone.avi", None)):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        data = Clips(SimpleNamespace(samples=[(tmp_path / name, 0)]), 3, train=False, cache=tmp_path / "cache")
+        with pytest.raises(VideoError, match=name):
+            data[0]
+    assert list(tmp_path.glob("cache/*")) == list(tmp_path.glob("cache/.*")) == []

@@ -496,7 +496,7 @@ def test_only_a_run_of_this_package_gets_a_row(made, tmp_path, capsys):
     [
         ([], "either --checkpoint or --predictions"),
         (["--checkpoint", "a.pt"], "--data SET ROOT"),
-        (["--checkpoint", "a.pt", "--data", "ucf101", "."], "--data ucf101: expected one of hmdb51"),
+        (["--checkpoint", "a.pt", "--data", "ucf102", "."], "--data ucf102: expected one of hmdb51"),
         (["--predictions", "no.npz"], "no.npz"),
     ],
 )

@@ -10,17 +10,19 @@ from repflow.lab.parameters import UsageError
 if TYPE_CHECKING:
     from repflow.data.lists import Listed
 
-KINDS = "hmdb51", "kinetics", "synthetic"
+KINDS = "hmdb51", "kinetics", "ucf101", "synthetic"
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list, --quarantine."""
+    """--data, --fold, --classes, --list, --cache, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
-    add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 (default: 1)")
+    add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
     add("--list", type=Path, metavar="FILE",
-        help="Kinetics: an official CSV file; HMDB51: lines 'video class'")  # fmt: skip
+        help="Kinetics: an official CSV file; HMDB51: lines 'video class'; "
+        "UCF101: the folder of its lists")  # fmt: skip
+    add("--cache", metavar="DIR", help="keep the decoded, reduced frames of all videos in this folder, for speed")
     add_quarantine(parser)
 
 
@@ -46,7 +48,7 @@ def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[s
 
     classes: those to take where the arguments name none. Raises ValueError and OSError as the data set does.
     """
-    from repflow.data import HMDB51, Kinetics, SyntheticMotion
+    from repflow.data import HMDB51, UCF101, Kinetics, SyntheticMotion
 
     kind, root = arguments.data
     bad = arguments.quarantine
@@ -56,6 +58,8 @@ def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[s
         return Kinetics(root, subset, csv=arguments.list, classes=classes, quarantine=bad)
     if kind == "hmdb51":
         return HMDB51(root, arguments.fold, subset, classes, split_file=arguments.list, missing_ok=True, quarantine=bad)
+    if kind == "ucf101":
+        return UCF101(root, arguments.fold, subset, classes, lists=arguments.list, missing_ok=True, quarantine=bad)
     return SyntheticMotion(root, subset, classes, quarantine=bad)
 
 

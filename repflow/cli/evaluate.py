@@ -101,7 +101,7 @@ def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, A
     row = _row(arguments, checkpoint) if arguments.ours else {}
     source = _source(arguments, checkpoint)
     settings = clip_settings(arguments, checkpoint.clips)
-    views = Views(source, clips=arguments.clips, crops=arguments.crops, **settings)
+    views = Views(source, clips=arguments.clips, crops=arguments.crops, cache=arguments.cache, **settings)
     return evaluate(checkpoint.model, views, source, arguments.batch, arguments.workers), row
 
 

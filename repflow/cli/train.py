@@ -73,11 +73,11 @@ def _train(arguments: argparse.Namespace) -> "Trained":
     recipe = _fitted(recipe, len(training.samples), arguments)
     return train(
         arguments.model,
-        recipe.clips(training, train=True, flow=arguments.flow),
+        recipe.clips(training, train=True, flow=arguments.flow, cache=arguments.cache),
         len(source.classes),
         recipe,
         folder=arguments.out,
-        validation=validation and recipe.clips(validation, train=False, flow=arguments.flow),
+        validation=validation and recipe.clips(validation, train=False, flow=arguments.flow, cache=arguments.cache),
         init_from=arguments.init_from,
         devices=arguments.devices,
         nodes=arguments.nodes,

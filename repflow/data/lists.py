@@ -49,8 +49,9 @@ class Listed:
     root: the folder; classes: class names; samples: (path, label), label an index into classes; expected: how many
     videos the lists name; missing: those of them that are not in the folder, or are links to nothing; quarantined:
     those that the quarantine names, by their path under the root; checked: what the check.csv beside the quarantine
-    tells of the samples. Each expected video is in just one of samples, missing and quarantined. A video may be a link
-    to anywhere: a list cannot leave the root, but its owner may.
+    tells of the samples; groups: of each sample what it was cut from, where the data set knows it: clips of one group
+    look alike, so `repflow.training.split` keeps them together. Each expected video is in just one of samples, missing
+    and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
     """
 
     root: Path
@@ -60,6 +61,7 @@ class Listed:
     missing: list[str]
     quarantined: list[str]
     checked: dict[Path, Checked]
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)

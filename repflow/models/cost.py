@@ -13,6 +13,7 @@ CLASSES, FRAMES, SIDE = 400, 32, 224  # Kinetics-400; one clip
 SOLVER_STEP = 40
 COSTS = {  # what `count` says of each system, which takes a second each: parameters, multiply-adds
     "rgb_2d": (24_327_632, 130_814_574_592),
+    "difference_2d": (24_327_632, 126_726_619_136),
     "flow_2d": (24_324_496, 125_507_141_632),
     "two_stream_2d": (48_652_128, 256_321_716_224),
     "tvnet_2d": (48_652_528, 259_432_628_224),

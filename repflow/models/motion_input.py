@@ -1,10 +1,20 @@
-"""Optical flow of the pictures themselves, as the input of a flow stream."""
+"""What a stream can see in place of the pictures: their optical flow, or their differences."""
 
 import torch
 from torch import Tensor, nn
 
 from repflow.tvl1 import LARGEST, LUMA, tvl1
 from repflow.tvnet import TVNet
+
+
+class Differences(nn.Module):
+    """Half of each frame's change to the next: clips (B, C, T, H, W) in [-1, 1] -> (B, C, T-1, H, W) in [-1, 1].
+
+    The simplest thing that sees motion, so the control for all that compute flow.
+    """
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return clip.diff(dim=2) / 2
 
 
 class TVL1Flow(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from repflow.layers import FlowOfFlow, RepresentationFlow
 from repflow.models.backbones import TINY, build_backbone
-from repflow.models.motion_input import TVL1Flow, TVNetFlow
+from repflow.models.motion_input import Differences, TVL1Flow, TVNetFlow
 from repflow.models.non_local import NonLocal
 from repflow.models.streams import Stream, TwoStream
 
@@ -60,6 +60,10 @@ class Common:
 
 def _rgb(common: Common) -> Stream:
     return common.stream()
+
+
+def _differences(common: Common) -> Stream:
+    return common.stream(source=Differences())
 
 
 def _flow(common: Common, *, flow: str = "given") -> Stream:
@@ -145,6 +149,7 @@ _non_local = partial(_with_flow_layer, non_local=True)
 
 SYSTEMS = {
     "rgb_2d": System("2D RGB", _rgb, RESNET_2D),
+    "difference_2d": System(None, _differences, RESNET_2D),
     "flow_2d": System("2D Flow", _flow, RESNET_2D, ("flow",), ("flow",)),
     "two_stream_2d": System("2D Two-Stream", _two_stream, RESNET_2D, FUSED, ("clip", "flow")),
     "tvnet_2d": System("TVNet (+RGB)", _tvnet, RESNET_2D, ("iterations", "fusion")),

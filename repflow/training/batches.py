@@ -33,17 +33,27 @@ def split(source: Samples, share: float, seed: int) -> tuple[Part, Part]:
     """Divide the videos of `source` into a part for training and one, with `share` of each class, for validation.
 
     Each part has at least one video of a class with two or more. The order of `samples`, share and seed alone decide.
-    Videos are drawn one by one: HMDB51's clips of one film may be in both parts, so accuracy on the second part is
-    higher than on the test fold, which has other films. It ranks checkpoints; it is no result.
+    Where the source knows `groups`, clips of one source that look alike, whole groups are held out, at least one of a
+    class and not all, until they have `share` of its videos. Else videos are drawn one by one: HMDB51's clips of one
+    film may be in both parts, so accuracy on the second part is higher than on the test fold, which has other films. It
+    ranks checkpoints; it is no result.
 
         >>> training, validation = split(SyntheticMotion("motion"), 0.1, seed=0)
     """
     labels = np.array([label for _, label in source.samples])
+    known = getattr(source, "groups", None)
+    groups = np.arange(len(labels)) if known is None else np.array(known)
     held_out: set[int] = set()
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
-        count = min(max(round(share * len(of_class)), 1), len(of_class) - 1)
-        held_out |= set(np.random.default_rng((seed, label)).permutation(of_class)[:count].tolist())
+        wanted, count = max(round(share * len(of_class)), 1), 0
+        order = np.random.default_rng((seed, label)).permutation(np.unique(groups[of_class]))
+        for group in order[:-1]:  # one is left for training
+            if count >= wanted:
+                break
+            members = of_class[groups[of_class] == group]
+            held_out |= set(members.tolist())
+            count += len(members)
     parts: tuple[list, list] = ([], [])
     for i, sample in enumerate(source.samples):
         parts[i in held_out].append(sample)

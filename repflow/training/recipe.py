@@ -120,8 +120,8 @@ class Recipe:
         """The learning rate of the optimiser: `rate`, scaled to the batch."""
         return self.rate * self.batch / self.reference_batch
 
-    def clips(self, source: Samples, *, train: bool, flow: str | None = None) -> Clips:
+    def clips(self, source: Samples, *, train: bool, flow: str | None = None, cache: str | None = None) -> Clips:
         """Clips of the videos of `source`, as this recipe samples them."""
-        shape = {"resize": self.resize, "crop": self.crop, "flow": flow, "seed": self.seed}
+        shape = {"resize": self.resize, "crop": self.crop, "flow": flow, "cache": cache, "seed": self.seed}
         random = {"area": self.area, "flip": self.flip} if train else {}
         return Clips(source, self.frames, self.stride, train=train, **shape, **random)

@@ -1,0 +1,138 @@
+"""UCF101's folders and official lists.
+
+Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01.
+"""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from repflow.arguments import warn
+from repflow.data.lists import (
+    Listed,
+    PathLike,
+    choose_classes,
+    is_folder,
+    read_lines,
+    scan,
+    stem,
+    tell_of_copies,
+    videos_of,
+)
+
+SPLITS = "ucfTrainTestlist"
+_COUNTS = {"train": (9537, 9586, 9624), "test": (3783, 3734, 3696)}  # of all 101 classes, by fold
+_GROUP = re.compile(r"_(g\d+)_c\d+$", re.IGNORECASE)
+
+
+class UCF101(Listed):
+    """One subset of one fold: the videos <class>/<name>.avi under `root` or `root`/UCF-101, as the lists name them.
+
+    The lists classInd.txt ("1 ApplyEyeMakeup"), trainlist0<fold>.txt ("class/name.avi 1") and testlist0<fold>.txt
+    ("class/name.avi") lie in `root`, in `root`/ucfTrainTestlist, or in the folder `lists`. Where name.avi is not there,
+    a video of the same stem is taken, by the order of `lists.ENDINGS`. Case means nothing: the class HandstandPushups
+    has files v_HandStandPushups_…, and copies of its folder are spelled both ways.
+
+    classes: in the order of classInd.txt, or those in the argument `classes`: names in their order (a set is sorted) or
+    a text file with one a line; samples: by class, then in the order of the list; groups: of each sample its class and
+    the group in its name, such as "Lunges g08": clips of one group were cut from one video. expected, missing and
+    quarantined as in Listed. `quarantine` is a file, or the folder that `data check` wrote into, in place of
+    `root`/quarantine.txt.
+
+    Raises FileNotFoundError for a missing root or list, for missing videos unless `missing_ok`, and where no video is
+    left; ValueError for a bad line, an unknown class, or a list without a video of these classes. Warns where the lists
+    of all 101 classes do not name the official number of videos.
+
+        >>> test = UCF101("data/ucf101", fold=1, subset="test", classes=["Lunges", "JumpingJack"])
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        fold: int = 1,
+        subset: str = "train",
+        classes: Collection[str] | PathLike | None = None,
+        *,
+        lists: PathLike | None = None,
+        missing_ok: bool = False,
+        quarantine: PathLike | None = None,
+    ) -> None:
+        if subset not in _COUNTS or fold not in (1, 2, 3):
+            raise ValueError(f"expected fold 1, 2 or 3 and subset train or test, got {fold!r} and {subset!r}")
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        folder = _find_lists(root, lists)
+        known = _read_classes(folder / "classInd.txt")
+        self.classes = choose_classes(classes, known)
+        listed = _read_list(folder / f"{subset}list0{fold}.txt", known, with_labels=subset == "train")
+        left_out: list[os.DirEntry[str]] = []
+        videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
+        folders = {entry.name.casefold(): Path(entry.path) for entry in scan(videos) if is_folder(entry)}
+        found = []
+        for label, name in enumerate(self.classes):
+            entries = videos_of(scan(folders.get(name.casefold(), videos / name)), left_out)
+            files = {key.casefold(): entry for key, entry in entries.items()}
+            found += [(f"{name}/{video}", files.get(stem(video).casefold()), label) for video in listed[name]]
+        tell_of_copies(root, left_out)
+        self._take(root, found, quarantine)
+        if self.missing and not missing_ok:
+            raise FileNotFoundError(
+                f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
+                f"{self.missing[:3]}; unpack the official archive here, or ask for the classes that are here"
+            )
+        self._expect_samples(subset)
+        names = ((self.classes[label], _GROUP.search(path.stem)) for path, label in self.samples)
+        self.groups = [f"{name} {group[1].lower()}" if group else name for name, group in names]
+        count = _COUNTS[subset][fold - 1]
+        if self.classes == known and len(known) == 101 and self.expected != count:
+            warn(
+                f"{str(folder)!r}: expected {count} videos in the list of fold {fold}, {subset}, got {self.expected}; "
+                "results will not compare with others'; unpack the official lists again"
+            )
+
+
+def _find_lists(root: Path, lists: PathLike | None) -> Path:
+    folders = [Path(lists)] if lists else [root, root / SPLITS]
+    for folder in folders:
+        if (folder / "classInd.txt").is_file():
+            return folder
+    places = " or ".join(repr(str(folder)) for folder in folders)
+    raise FileNotFoundError(f"expected the official lists, classInd.txt and others, in {places}; unpack them there")
+
+
+def _read_classes(path: Path) -> list[str]:
+    """Class names of lines "1 ApplyEyeMakeup", numbered from 1 in their order."""
+    names: list[str] = []
+    for where, line in read_lines(path):
+        number, _, name = line.partition(" ")
+        if number != str(len(names) + 1) or not name.isalnum() or name in names:
+            raise ValueError(
+                f"{str(path)!r}, line {where}: expected {len(names) + 1} and another class, got {line!r}; "
+                "get the official file"
+            )
+        names.append(name)
+    if not names:
+        raise ValueError(f"{str(path)!r}, line 1: expected lines '1 ApplyEyeMakeup', got none; get the official file")
+    return names
+
+
+def _read_list(path: Path, classes: list[str], *, with_labels: bool) -> dict[str, list[str]]:
+    """File names by class, of lines "class/name.avi", in the training lists with the class's number behind them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r}: expected a list of videos, found none; unpack the official lists")
+    videos: dict[str, list[str]] = {name: [] for name in classes}
+    seen = set()
+    for where, line in read_lines(path):
+        place, _, label = line.partition(" ") if with_labels else (line, "", "")
+        name, _, video = place.partition("/")
+        number = str(classes.index(name) + 1) if name in videos else None
+        if not video or {"/", "\\", "\0"} & set(video) or number is None or (with_labels and label != number):
+            form = "class/name.avi and the class's number in classInd.txt" if with_labels else "class/name.avi"
+            raise ValueError(f"{str(path)!r}, line {where}: expected {form}, got {line!r}; get the official file")
+        if place.casefold() in seen:
+            raise ValueError(f"{str(path)!r}, line {where}: expected each video once, got {place!r} again; remove it")
+        seen.add(place.casefold())
+        videos[name].append(video)
+    return videos
