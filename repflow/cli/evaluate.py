@@ -132,8 +132,8 @@ def _check_fold(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> None
         )
     if arguments.data[0] == about.get("set") == "folder" and arguments.group != about.get("group"):
         raise UsageError(
-            f"--group {arguments.group}: {arguments.checkpoint} was trained with {about.get('group')}, which may divide "
-            "the videos otherwise; take the same"
+            f"--group {arguments.group}: {arguments.checkpoint} was trained with {about.get('group')}, so its training "
+            "videos may be among the test videos; take the same"
         )
 
 

@@ -57,9 +57,7 @@ class HMDB51(Listed):
         missing_ok: bool = False,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in TAGS:
-            raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
-        root = data_folder(root)
+        root = data_folder(root, subset, TAGS)
         if split_file:
             videos = _read_list(Path(split_file))
             self.classes = choose_classes(classes, sorted(videos))

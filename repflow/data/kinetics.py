@@ -62,11 +62,9 @@ class Kinetics(Listed):
         edition: int = 400,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {subset!r}")
         if edition not in (400, 600, 700):
             raise ValueError(f"edition must be one of 400, 600, 700, got {edition!r}")
-        root, official = data_folder(root), official_classes(f"kinetics{edition}")
+        root, official = data_folder(root, subset, SUBSETS), official_classes(f"kinetics{edition}")
         self.classes = choose_classes(classes, official, _spaced)
         labels = dict.fromkeys(official) | {name: label for label, name in enumerate(self.classes)}
         kind = f"Kinetics-{edition}"

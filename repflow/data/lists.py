@@ -101,8 +101,10 @@ class Listed:
             )
 
 
-def data_folder(root: PathLike) -> Path:
-    """The data set's folder. Raises FileNotFoundError where there is none."""
+def data_folder(root: PathLike, subset: str, subsets: Collection[str]) -> Path:
+    """The data set's folder. Raises FileNotFoundError where there is none, ValueError for another subset."""
+    if subset not in subsets:
+        raise ValueError(f"subset must be one of {', '.join(subsets)}, got {subset!r}")
     if not (root := Path(root)).is_dir():
         raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
     return root
@@ -110,8 +112,6 @@ def data_folder(root: PathLike) -> Path:
 
 def of_subset(parts: Mapping[str, list[Any]], subset: str) -> list[Any]:
     """The videos of "train" or "test": "val" is tested on where there is no "test", and not used elsewhere."""
-    if subset not in ("train", "test"):
-        raise ValueError(f"subset must be one of train, test, got {subset!r}")
     return parts.get(subset) or (parts.get("val", []) if subset == "test" else [])
 
 

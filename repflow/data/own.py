@@ -47,9 +47,9 @@ class VideoFolder(Listed):
     quarantine: the subsets have no video in common, and a new video moves few others.
 
     `group` is a regular expression; what it finds in a file's name (its first group in parentheses, if it has one) says
-    the source, such as the film that a clip was cut from. Clips of one source are never divided: a source is taken for
-    testing while one of its classes has too few test videos, unless it holds the last training videos of a class.
-    `groups` has the source of each sample.
+    the source, such as the film that a clip was cut from. Clips of one source are never divided: in an order drawn by
+    `seed`, a source is taken for testing where one of its classes has no test video yet, or half of its clips are still
+    wanted there, unless it holds the last training videos of a class. `groups` has the source of each sample.
 
     classes: the sorted names of the folders with training videos, or those in `classes`, in their order. The rest is
     as in `Listed`. Raises FileNotFoundError for a missing root or no video; ValueError for a class with test videos
@@ -73,7 +73,7 @@ class VideoFolder(Listed):
     ) -> None:
         if not 0 < share < 1:
             raise ValueError(f"share of test videos: expected a number between 0 and 1, got {share}")
-        root, source = data_folder(root), _source_of(group)
+        root, source = data_folder(root, subset, ("train", "test")), _source_of(group)
         parts = {key: _labelled(folder) for key, folder in _subset_folders(root).items()}
         parts = parts or _divided(root, _labelled(root), source, share, seed)
         chosen = of_subset(parts, subset)
@@ -133,11 +133,13 @@ def _divided(
     for name, entry in videos:
         sources.setdefault(source(relative(entry, root)), []).append((name, entry))
     sizes = Counter(name for name, _ in videos)
+    goal = Counter({name: max(1, round(share * size)) for name, size in sizes.items()})
     parts: dict[str, Labelled] = {"train": [], "test": []}
     tested: Counter[str] = Counter()
     for key in sorted(sources, key=lambda key: sha256(f"{seed} {key}".encode(errors="surrogateescape")).digest()):
         counts = Counter(name for name, _ in sources[key])
-        wanted = any(tested[name] < max(1, round(share * sizes[name])) for name in counts)
+        useful = (counts & (goal - tested)).total()
+        wanted = 2 * useful >= counts.total() or not all(tested[name] for name in counts)
         spared = all(tested[name] + count < sizes[name] for name, count in counts.items())
         if wanted and spared:
             tested += counts
@@ -179,7 +181,7 @@ class VideoList(Listed):
         lists: PathLike | None = None,
         quarantine: PathLike | None = None,
     ) -> None:
-        root = data_folder(root)
+        root = data_folder(root, subset, ("train", "test"))
         parts = _read_parts(Path(lists or root), subset)
         chosen = of_subset(parts, subset)
         if isinstance(classes, str | os.PathLike):

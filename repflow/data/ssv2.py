@@ -50,9 +50,7 @@ class SomethingSomething(Listed):
         *,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in _FILES:
-            raise ValueError(f"subset must be one of {', '.join(_FILES)}, got {subset!r}; test videos have no labels")
-        root = data_folder(root)
+        root = data_folder(root, subset, _FILES)
         known = _classes(*_read(root, "labels"))
         self.classes = choose_classes(classes, known)
         labels = dict.fromkeys(known) | {name: label for label, name in enumerate(self.classes)}
