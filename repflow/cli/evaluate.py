@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from repflow.cli.datasets import add_clips, add_dataset, check_dataset, clip_settings, open_dataset
+from repflow.cli.datasets import KINDS, add_clips, add_dataset, check_dataset, clip_settings, open_dataset
 from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
@@ -123,12 +123,17 @@ def _source(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> "Listed"
 
 
 def _check_fold(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> None:
-    """Raise UsageError for a network of ours that was trained on the fold's test videos."""
+    """Raise UsageError for a network of ours that was trained on the fold's test videos, or may have been."""
     about = checkpoint.config["about"] if checkpoint.config else {}
-    if arguments.data[0] == about.get("set") == "hmdb51" and arguments.fold != about["fold"]:
+    if arguments.data[0] == about.get("set") in ("hmdb51", "ucf101") and arguments.fold != about["fold"]:
         raise UsageError(
             f"--fold {arguments.fold}: {arguments.checkpoint} was trained on fold {about['fold']}, in which are test "
             f"videos of fold {arguments.fold}; take --fold {about['fold']}"
+        )
+    if arguments.data[0] == about.get("set") == "folder" and arguments.group != about.get("group"):
+        raise UsageError(
+            f"--group {arguments.group}: {arguments.checkpoint} was trained with {about.get('group')}, so its training "
+            "videos may be among the test videos; take the same"
         )
 
 
@@ -141,7 +146,9 @@ def _row(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> dict[str, A
     if config is None:
         raise UsageError("--ours: expected a checkpoint of `repflow train`, which says how it was trained")
     kind = arguments.data[0]
-    data_set = {"kinetics": "kinetics400", "synthetic": "synthetic_motion"}.get(kind, kind)
+    data_set = KINDS[kind].result
+    if data_set is None:
+        raise UsageError(f"--ours: the table of results has no column for {kind}; leave it out, or take --out")
     if kind == "hmdb51" and config["init_from"]:
         before = read_checkpoint(config["init_from"])["config"]["about"].get("set")
         data_set = "hmdb51_kinetics" if before == "kinetics" else data_set

@@ -81,7 +81,8 @@ def _train(arguments: argparse.Namespace) -> "Trained":
         init_from=arguments.init_from,
         devices=arguments.devices,
         nodes=arguments.nodes,
-        about={"set": arguments.data[0], "fold": arguments.fold},
+        about={"set": arguments.data[0], "fold": arguments.fold}
+        | ({"group": arguments.group} if arguments.group else {}),
         **options,
     )
 

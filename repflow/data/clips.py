@@ -95,7 +95,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
         if area is not None and not (crop and 0 < area[0] <= area[1] <= 1):
             raise ValueError(f"area: expected shares 0 < a <= b <= 1 and a crop, got {area} and crop={crop}")
         if flip and getattr(source, "directed", False):
-            raise ValueError(f"flip: {type(source).__name__} tells left from right; a mirrored clip has another class")
+            raise ValueError(f"flip: {type(source).__name__} tells left from right; set flip=false")
         self.samples, self.root = source.samples, getattr(source, "root", None)
         self.classes: list[str] | None = getattr(source, "classes", None)
         if flow not in (None, "tvl1") and (self.root is None or not os.path.isdir(flow)):

@@ -13,6 +13,7 @@ from repflow.data.lists import (
     PathLike,
     Video,
     choose_classes,
+    data_folder,
     official_classes,
     read_lines,
     scan,
@@ -56,11 +57,7 @@ class HMDB51(Listed):
         missing_ok: bool = False,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in TAGS:
-            raise ValueError(f"subset must be one of {', '.join(TAGS)}, got {subset!r}")
-        root = Path(root)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        root = data_folder(root, subset, TAGS)
         if split_file:
             videos = _read_list(Path(split_file))
             self.classes = choose_classes(classes, sorted(videos))

@@ -1,6 +1,7 @@
-"""Kinetics-400 as people have it: official CSV lists, or class folders.
+"""Kinetics-400, -600 and -700 as people have them: official CSV lists, or class folders.
 
-Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950.
+Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950; Carreira et al., "A Short Note about
+Kinetics-600", arXiv:1808.01340, and "A Short Note on the Kinetics-700 Human Action Dataset", arXiv:1907.06987.
 """
 
 import os
@@ -9,20 +10,22 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from repflow.data.lists import (
+    SUBSETS,
     Listed,
     PathLike,
     Video,
     choose_classes,
+    data_folder,
     is_folder,
     official_classes,
     read_csv,
+    relative,
     scan,
     tell_of_copies,
     tell_of_others,
     videos_of,
 )
 
-_SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
 # Ids have 11 characters, so an id that starts with rgb_ is not confused with the prefix.
 _NAME = re.compile(r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII)
 _COLUMNS = "label", "youtube_id", "time_start", "time_end", "split"
@@ -31,7 +34,7 @@ Clip = tuple[str, int, int]  # YouTube id, start and end in s
 
 
 class Kinetics(Listed):
-    """One subset of Kinetics-400: "train", "val" or "test".
+    """One subset of Kinetics: "train", "val" or "test". `edition` is the number of its classes, 400, 600 or 700.
 
     With `csv`, the list decides: an official CSV file, with the columns label, youtube_id, time_start, time_end and
     split. The videos may lie in `root`/<subset>/<label>, `root`/<subset>, `root`/<label> or `root`, the first of these
@@ -43,10 +46,10 @@ class Kinetics(Listed):
     have underscores for spaces, in lists and folders.
 
     classes: those in the argument `classes`, names in their order (a set is sorted) or a text file with one a line;
-    without it all 400, in the order of torchvision's weights. Videos of others are left out. `quarantine` is a file, or
-    the folder that `data check` wrote into, in place of `root`/quarantine.txt. Raises FileNotFoundError where there is
-    no such folder or list, or no video is left; ValueError for a bad list, one without a clip of the subset in these
-    classes, or an unknown class.
+    without it all of the edition, in alphabetical order, as torchvision's weights for 400 have them. Videos of others
+    are left out. `quarantine` is a file, or the folder that `data check` wrote into, in place of `root`/quarantine.txt.
+    Raises FileNotFoundError where there is no such folder or list, or no video is left; ValueError for a bad list, one
+    without a clip of the subset in these classes, or an unknown class.
     """
 
     def __init__(
@@ -56,19 +59,19 @@ class Kinetics(Listed):
         csv: PathLike | None = None,
         classes: Collection[str] | PathLike | None = None,
         *,
+        edition: int = 400,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in _SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(_SUBSETS)}, got {subset!r}")
-        root, official = Path(root), official_classes("kinetics400")
-        if not root.is_dir():
-            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        if edition not in (400, 600, 700):
+            raise ValueError(f"edition must be one of 400, 600, 700, got {edition!r}")
+        root, official = data_folder(root, subset, SUBSETS), official_classes(f"kinetics{edition}")
         self.classes = choose_classes(classes, official, _spaced)
         labels = dict.fromkeys(official) | {name: label for label, name in enumerate(self.classes)}
+        kind = f"Kinetics-{edition}"
         if csv is None:
-            listed = list(_by_folder(root, subset, labels))
+            listed = list(_by_folder(root, subset, labels, kind))
         else:
-            wanted, files = _by_list(Path(csv), subset, labels), _index(root, subset, labels)
+            wanted, files = _by_list(Path(csv), subset, labels, kind), _index(root, subset, labels)
             listed = [("{}_{:06}_{:06}".format(*clip), files.get(clip), label) for clip, label in wanted.items()]
         self._take(root, listed, quarantine)
         self._expect_samples(subset)
@@ -78,21 +81,21 @@ def _spaced(label: str) -> str:
     return " ".join(label.replace("_", " ").split())
 
 
-def _by_folder(root: Path, subset: str, labels: dict[str, int | None]) -> Iterator[Video]:
-    folders = [root / name for name in _SUBSETS[subset] if (root / name).is_dir()]
-    if not folders and root.absolute().name in _SUBSETS[subset]:
+def _by_folder(root: Path, subset: str, labels: dict[str, int | None], kind: str) -> Iterator[Video]:
+    folders = [root / name for name in SUBSETS[subset] if (root / name).is_dir()]
+    if not folders and root.absolute().name in SUBSETS[subset]:
         folders = [root]
     inner = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
     unknown = [entry.path for entry in inner if _spaced(entry.name) not in labels]
     if unknown:
-        raise ValueError(f"expected folders named as classes of Kinetics-400, got {unknown[:3]}; move them elsewhere")
+        raise ValueError(f"expected folders named as classes of {kind}, got {unknown[:3]}; move them elsewhere")
     unique = {os.path.realpath(entry.path): entry for entry in reversed(inner)}  # each once, whatever links to it
     labelled = [(labels[_spaced(entry.name)], entry) for entry in reversed(unique.values())]
     chosen = [(label, entry) for label, entry in labelled if label is not None]
     left_out: list[os.DirEntry[str]] = []
     for label, folder in sorted(chosen, key=lambda pair: pair[0]):
         for entry in videos_of(scan(Path(folder.path)), left_out).values():
-            yield Path(entry.path).relative_to(root).as_posix(), entry, label
+            yield relative(entry, root), entry, label
     tell_of_copies(root, left_out)
     tell_of_others(root, left_out)
 
@@ -101,7 +104,7 @@ def _index(root: Path, subset: str, labels: dict[str, int | None]) -> dict[Clip,
     """Every clip's file. Each folder is read once: asking for every name in turn would take hours over a network."""
     files: dict[Clip, os.DirEntry[str]] = {}
     left_out: list[os.DirEntry[str]] = []
-    for place in (*(root / name for name in _SUBSETS[subset]), root):
+    for place in (*(root / name for name in SUBSETS[subset]), root):
         entries = scan(place)
         inner = [scan(Path(e.path)) for e in entries if _spaced(e.name) in labels and is_folder(e)]
         for folder in (*inner, entries):
@@ -117,17 +120,17 @@ def _clip(name: str) -> Clip | None:
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
-def _by_list(path: Path, subset: str, labels: dict[str, int | None]) -> dict[Clip, int]:
+def _by_list(path: Path, subset: str, labels: dict[str, int | None], kind: str) -> dict[Clip, int]:
     """Label by clip, in the list's order. A clip may be listed twice, not with two labels."""
     wanted: dict[Clip, int | None] = {}
-    known = {name: key for key, names in _SUBSETS.items() for name in names}
+    known = {name: key for key, names in SUBSETS.items() for name in names}
     for where, (label, *place, split) in read_csv(path, _COLUMNS):
         name, label = "_".join(place), _spaced(label)
         clip = _clip(name)
         if clip is None:
             raise ValueError(f"{where}: expected an id of 11 letters, digits, - and _, and whole seconds, got {name!r}")
         if label not in labels:
-            raise ValueError(f"{where}: expected a class of Kinetics-400, got {label!r}; mend or remove it")
+            raise ValueError(f"{where}: expected a class of {kind}, got {label!r}; mend or remove it")
         if split not in known:
             raise ValueError(f"{where}: expected one of the splits {', '.join(known)}, got {split!r}; mend it")
         if known[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:

@@ -4,11 +4,11 @@ import csv
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from repflow.arguments import warn
@@ -21,6 +21,8 @@ ENDINGS = (
 )
 QUARANTINE = "quarantine.txt"
 CHECKED = "check.csv"
+# The subsets, and what folders and lists call them.
+SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
 _log = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
@@ -99,6 +101,20 @@ class Listed:
             )
 
 
+def data_folder(root: PathLike, subset: str, subsets: Collection[str]) -> Path:
+    """The data set's folder. Raises FileNotFoundError where there is none, ValueError for another subset."""
+    if subset not in subsets:
+        raise ValueError(f"subset must be one of {', '.join(subsets)}, got {subset!r}")
+    if not (root := Path(root)).is_dir():
+        raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+    return root
+
+
+def of_subset(parts: Mapping[str, list[Any]], subset: str) -> list[Any]:
+    """The videos of "train" or "test": "val" is tested on where there is no "test", and not used elsewhere."""
+    return parts.get(subset) or (parts.get("val", []) if subset == "test" else [])
+
+
 def choose_classes(
     classes: Collection[str] | PathLike | None, known: Collection[str], tidy: Callable[[str], str] = str
 ) -> list[str]:
@@ -162,7 +178,7 @@ def read_classes(path: Path) -> list[str]:
 
 
 def official_classes(name: str) -> list[str]:
-    """The class names of "hmdb51" or "kinetics400", in their official order."""
+    """The class names of "hmdb51", "kinetics400", "kinetics600" or "kinetics700", in their official order."""
     return read_classes(shipped("data") / f"{name}_classes.txt")
 
 
@@ -189,19 +205,23 @@ def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]
     for number, line in read_lines(file):
         if line.startswith("#"):  # only at the start: HMDB51 has names with a # in them
             continue
-        path = PurePosixPath(unquoted(line))
-        if path.is_absolute() or ".." in path.parts or "\\" in line or "\0" in str(path):
-            raise ValueError(
-                f"{str(file)!r}, line {number}: expected a path relative to the data set's folder, with slashes, "
-                f"got {line!r}; mend the line"
-            )
-        paths.add(root / path)
+        paths.add(root / inside(f"{str(file)!r}, line {number}", line, unquoted))
     if paths and not any(map(os.path.lexists, paths)):
         warn(
             f"{str(file)!r}: not one of its {len(paths)} videos is under {str(root)!r}, so it leaves out nothing; its "
             "paths are relative to the folder that was checked: give that folder, or delete the list"
         )
     return paths
+
+
+def inside(where: str, text: str, decode: Callable[[str], str] = str) -> PurePosixPath:
+    """The path that a list names. Raises ValueError for one that is not relative to the root, or leaves it."""
+    path = PurePosixPath(decode(text))
+    if not path.name or path.is_absolute() or ".." in path.parts or "\\" in text or "\0" in str(path):
+        raise ValueError(
+            f"{where}: expected a path relative to the data set's folder, with slashes, got {text!r}; mend the line"
+        )
+    return path
 
 
 def quarantine_test(root: Path, quarantine: PathLike | None) -> Callable[[Path], bool]:
@@ -285,9 +305,7 @@ def _preference(entry: os.DirEntry[str]) -> tuple[bool, int, str]:
 
 def tell_of_copies(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
     """Say in the log which of what `videos_of` left out has the ending of a video."""
-    if copies := [
-        Path(entry.path).relative_to(root).as_posix() for entry in left_out if stem(entry.name) != entry.name
-    ]:
+    if copies := [relative(entry, root) for entry in left_out if stem(entry.name) != entry.name]:
         _log.warning(
             "%r: %d files left out, first %s: others of the same name come first, in the order %s",
             str(root), len(copies), copies[:3], " ".join(ENDINGS),
@@ -303,13 +321,23 @@ def tell_of_others(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
 
 
 def find_videos(root: Path) -> list[str]:
-    """The paths of all videos by the rule of `videos_of`, relative to `root`, sorted; the log tells of other files.
+    """The paths of all videos that `video_files` finds, relative to `root`, sorted."""
+    return [relative(entry, root) for entry in video_files(root)]
+
+
+def relative(entry: os.DirEntry[str], root: Path) -> str:
+    """The path of a file under `root`, with slashes."""
+    return Path(entry.path).relative_to(root).as_posix()
+
+
+def video_files(root: Path) -> list[os.DirEntry[str]]:
+    """All videos under `root` by the rule of `videos_of`, sorted by path; the log tells of other files.
 
     Each folder is visited once, however many links lead to it, hidden ones not at all. Raises FileNotFoundError where
     there is no video.
     """
     seen, folders = {os.path.realpath(root)}, [root]
-    names: list[str] = []
+    videos: list[os.DirEntry[str]] = []
     left_out: list[os.DirEntry[str]] = []
     while folders:
         try:
@@ -323,16 +351,15 @@ def find_videos(root: Path) -> list[str]:
             if real not in seen:
                 seen.add(real)
                 folders.append(Path(entry.path))
-        videos = videos_of(entries, left_out).values()
-        names += [Path(entry.path).relative_to(root).as_posix() for entry in videos]
+        videos += videos_of(entries, left_out).values()
     tell_of_copies(root, left_out)
     tell_of_others(root, left_out)
-    if not names:
+    if not videos:
         raise FileNotFoundError(
             f"{str(root)!r}: expected videos ({' '.join(ENDINGS)}) in it or in its folders, found none among "
             f"{len(left_out)} files; check the path"
         )
-    return sorted(names)
+    return sorted(videos, key=lambda entry: relative(entry, root))
 
 
 def quoted(path: str) -> str:

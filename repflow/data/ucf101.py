@@ -13,6 +13,7 @@ from repflow.data.lists import (
     Listed,
     PathLike,
     choose_classes,
+    data_folder,
     is_folder,
     read_lines,
     scan,
@@ -58,11 +59,9 @@ class UCF101(Listed):
         missing_ok: bool = False,
         quarantine: PathLike | None = None,
     ) -> None:
-        if subset not in _COUNTS or fold not in (1, 2, 3):
-            raise ValueError(f"expected fold 1, 2 or 3 and subset train or test, got {fold!r} and {subset!r}")
-        root = Path(root)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        if fold not in (1, 2, 3):
+            raise ValueError(f"fold: expected 1, 2 or 3, got {fold!r}")
+        root = data_folder(root, subset, _COUNTS)
         folder = _find_lists(root, lists)
         known = _read_classes(folder / "classInd.txt")
         self.classes = choose_classes(classes, known)
