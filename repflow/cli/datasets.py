@@ -46,7 +46,8 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
     add("--list", type=Path, metavar="FILE", help="Kinetics: an official CSV file; HMDB51: lines 'video class'; "
-        "UCF101: the folder of its lists; list: a list, or the folder of train.txt and test.txt (default: ROOT)")  # fmt: skip
+        "UCF101: the folder of its lists; list: a list, or the folder of train.txt and test.txt "
+        "(default: ROOT)")  # fmt: skip
     add("--group", metavar="REGEX", help="folder: what it finds in a file's name is the source, whose clips stay "
         "together, such as _g[0-9]+")  # fmt: skip
     add("--cache", metavar="DIR", help="keep the decoded, reduced frames of all videos in this folder, for speed")
