@@ -96,6 +96,63 @@ def test_flips_mirror_half_of_the_training_clips(made):
     assert torch.equal(still[0][0], plain[0][0])
 
 
+@pytest.fixture
+def still(made, monkeypatch):
+    """A function that makes training clips of equal frames of random pixels, between 60 and 160, with random flow."""
+    draw = np.random.default_rng(0)
+    frame, flow = draw.integers(60, 160, (40, 40, 3), np.uint8), draw.normal(size=(3, 2, 40, 40)).astype(np.float32)
+    monkeypatch.setattr(clips, "flow_of_clip", lambda *_: flow)
+    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([frame] * frames))
+    return lambda **options: Clips(undirected(made), 3, train=True, **options)
+
+
+@pytest.mark.parametrize("change", [{"jitter": (0.4, 0.4, 0.4, 0.1)}, {"augment": (2, 15)}])
+def test_colours_change_once_a_clip(change, still):
+    plain, changed = still(), still(**change)
+    values = [changed[i][0] for i in range(len(changed))]
+    assert all(torch.equal(value, value[:, :1].expand_as(value)) for value in values)  # every frame alike
+    assert sum(torch.equal(value, plain[0][0]) for value in values) < len(values) / 2
+    assert len({value.numpy().tobytes() for value in values}) > len(values) / 2
+    state = torch.get_rng_state()
+    assert torch.equal(changed.draw(0, 5)[0], values[5])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(changed.draw(1, 5)[0], values[5]) or not torch.equal(changed.draw(1, 6)[0], values[6])
+    for (clip, _), value in zip(DataLoader(changed, None, num_workers=2), values, strict=True):
+        assert torch.equal(clip, value)
+
+
+def test_brightness_is_one_factor_of_a_clip_and_its_draw_leaves_the_crop_alone(still):
+    """The flow, too."""
+    options = {"crop": 24, "flip": True, "flow": "tvl1"}
+    plain, changed = still(**options), still(jitter=(0.5, 0, 0, 0), **options)
+    factors = []
+    for i in range(12):
+        ((clip, flow), _), ((expected, its_flow), _) = changed[i], plain[i]
+        assert torch.equal(flow, its_flow)
+        pixels, its_pixels = ((x + 1) * 127.5 for x in (clip, expected))
+        factors.append(float(pixels.sum() / its_pixels.sum()))
+        torch.testing.assert_close(pixels, its_pixels * factors[-1], rtol=0, atol=1)  # rounded to whole levels
+    assert 0.5 <= min(factors) < 0.8
+    assert 1.2 < max(factors) <= 1.5
+
+
+def test_colours_of_test_clips_stay(made):
+    plain = Clips(SyntheticMotion(made), 3, train=False)
+    changed = Clips(SyntheticMotion(made), 3, train=False, jitter=(0.5, 0.5, 0.5, 0.5), augment=(2, 30))
+    assert torch.equal(plain[0][0], changed[0][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"jitter": (0, 0, 0, 0.6)}, "hue"), ({"jitter": (-1, 0, 0, 0)}, "strengths >= 0"),
+     ({"augment": (0, 9)}, "one operation"), ({"augment": (2, 31)}, "from 0 to 30"),
+     ({"augment": (2, 9), "flow": "tvl1"}, "flow would not follow")],
+)  # fmt: skip
+def test_changes_of_colour_that_cannot_be_are_refused(options, message, made):
+    with pytest.raises(ValueError, match=message):
+        Clips(SyntheticMotion(made), 3, train=True, **options)
+
+
 def test_a_set_that_tells_left_from_right_is_never_flipped(made):
     with pytest.raises(ValueError, match="left from right"):
         Clips(SyntheticMotion(made), 9, train=True, flip=True)

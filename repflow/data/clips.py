@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -54,6 +55,11 @@ class Clips(Dataset[tuple[Inputs, int]]):
     4:3, scaled to `crop`. `flip` mirrors half of the training clips; a data set that tells left from right (`directed`)
     refuses it. `inverted` gives 1 - 2x/255, as the 2019 release's weights need.
 
+    `jitter` has the strengths of brightness, contrast, saturation (shares, from 0) and hue (0 to 0.5 of the circle), by
+    which the colours of a training clip change at random. `augment` is RandAugment (Cubuk et al., NeurIPS 2020): how
+    many operations, and their magnitude from 0 to 30. All frames of a clip change by the same draw, after the crop. The
+    flow stays as it was; since some of RandAugment's operations move pixels, it is refused together with flow.
+
     With `flow`, items are ((clip, flow), label). `flow` is the folder that `extract_flow` wrote, or "tvl1" to compute
     flow while reading. The flow is float32 (2, T, H, W), from each frame of the clip to the video's next frame; it is
     resized, cut and mirrored as the clip is, in pixels of that size, divided by 20 and clipped to [-1, 1].
@@ -61,8 +67,8 @@ class Clips(Dataset[tuple[Inputs, int]]):
     With `cache`, a folder, each video is decoded once, whole, and its reduced frames are kept there, see
     `cached_frames`: the same clips, read in a small part of the time.
 
-    In training, start, crop and mirroring are random. They depend on (seed, epoch, index) alone, so the number of
-    workers changes nothing. In testing start and crop are centred.
+    In training, start, crop, mirroring and colours are random. They depend on (seed, epoch, index) alone, so the number
+    of workers changes nothing. In testing start and crop are centred.
 
     In training, an unreadable video is named in the log and replaced by another one; VideoError lists the unreadable
     videos once they are more than 1 %. In testing nothing is replaced: VideoError. Raises ValueError for settings that
@@ -85,6 +91,8 @@ class Clips(Dataset[tuple[Inputs, int]]):
         crop: int | None = None,
         area: tuple[float, float] | None = None,
         flip: bool = False,
+        jitter: tuple[float, float, float, float] | None = None,
+        augment: tuple[int, int] | None = None,
         inverted: bool = False,
         flow: str | os.PathLike[str] | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -96,6 +104,12 @@ class Clips(Dataset[tuple[Inputs, int]]):
             raise ValueError(f"area: expected shares 0 < a <= b <= 1 and a crop, got {area} and crop={crop}")
         if flip and getattr(source, "directed", False):
             raise ValueError(f"flip: {type(source).__name__} tells left from right; set flip=false")
+        if jitter is not None and not (min(jitter) >= 0 and jitter[3] <= 0.5):
+            raise ValueError(f"jitter: expected four strengths >= 0, the last (hue) at most 0.5, got {jitter}")
+        if augment is not None and not (augment[0] >= 1 and 0 <= augment[1] <= 30):
+            raise ValueError(f"augment: expected one operation or more, and a magnitude from 0 to 30, got {augment}")
+        if augment is not None and flow is not None:
+            raise ValueError("augment: it moves a clip's pixels, and the flow would not follow; take jitter instead")
         self.samples, self.root = source.samples, getattr(source, "root", None)
         self.classes: list[str] | None = getattr(source, "classes", None)
         if flow not in (None, "tvl1") and (self.root is None or not os.path.isdir(flow)):
@@ -106,6 +120,8 @@ class Clips(Dataset[tuple[Inputs, int]]):
         self.flow, self.cache = flow, cache
         self.frames, self.stride, self.train = frames, stride, train
         self.resize, self.crop, self.area, self.flip = resize, crop, area, flip
+        self.jitter, self.augment = jitter, augment
+        self._change = _changes(jitter, augment) if train and (jitter or augment) else None
         self.inverted, self.seed = inverted, seed
         checked = getattr(source, "checked", {})
         self._checked: list[Checked | None] = [checked.get(path) for path, _ in self.samples]
@@ -176,9 +192,10 @@ class Clips(Dataset[tuple[Inputs, int]]):
         numbers = self._numbers(index, self._place(room, rng) if room >= 0 else 0)
         clip = self._read(index, numbers)
         window = self._window(clip, index, rng)
+        values = self._values(clip, window, rng)
         if self.flow is None:
-            return self._values(clip, window)
-        return self._values(clip, window), self._flow_values(self._read_flow(index, numbers, clip), window)
+            return values
+        return values, self._flow_values(self._read_flow(index, numbers, clip), window)
 
     def _window(self, clip: Tensor, index: int, rng: np.random.Generator) -> Window:
         H, W = clip.shape[-2:]
@@ -260,10 +277,14 @@ class Clips(Dataset[tuple[Inputs, int]]):
         frames = frames[..., top : top + height, left : left + width]
         return frames.flip(-1) if mirrored else frames
 
-    def _values(self, clip: Tensor, window: Window) -> Tensor:
+    def _values(self, clip: Tensor, window: Window, rng: np.random.Generator | None = None) -> Tensor:
         clip = self._cut(clip, window)
         if self.crop:
             clip = resize(clip, (self.crop, self.crop))
+        if self._change:
+            with torch.random.fork_rng([]):  # torchvision draws from PyTorch's generator
+                torch.default_generator.manual_seed(int(rng.integers(2**63)))
+                clip = self._change(clip)
         values = clip.float() * (2 / 255) - 1
         return (-values if self.inverted else values).transpose(0, 1).contiguous()
 
@@ -274,6 +295,13 @@ class Clips(Dataset[tuple[Inputs, int]]):
         if self.crop:
             flow = resize_flow(flow, (self.crop, self.crop))
         return (flow / LARGEST).clamp(-1, 1).transpose(0, 1).contiguous()
+
+
+def _changes(jitter: tuple[float, ...] | None, augment: tuple[int, int] | None) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2  # takes seconds
+
+    chosen = (v2.ColorJitter, jitter), (v2.RandAugment, augment)
+    return v2.Compose([kind(*numbers) for kind, numbers in chosen if numbers])
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
