@@ -6,19 +6,22 @@ far longer than such a run, and a process that has used its thread pools must no
 
 import csv
 import errno
+import json
 import logging
 import multiprocessing
 import os
 import random
 import signal
 import socket
+import sys
 import time
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PATIENCE
-from torch import nn
 
 from repflow.data import SyntheticMotion
 from repflow.models import build_model
@@ -29,6 +32,7 @@ from repflow.training.checkpoint import load_weights
 TIMED = "seconds", "waiting", "peak_mib"
 MODEL = {"backbone": "tiny_2d", "iterations": 2, "bottleneck": 2}
 RECIPE = {"steps": 30, "batch": 8, "frames": 4, "dropout": 0.3, "validate_every": 10, "save_every": 4, "log_every": 3}
+NEWER = "freeze", "freeze_norms", "mix", "jitter", "augment"  # settings that older runs did not have
 
 
 def go(root, folder, name="repflow_2d", devices=1, init_from=None, **changes):
@@ -54,17 +58,13 @@ def die_at_sync(number):
     run_folder.os.fsync = fsync
 
 
-def child(root, folder, die_at=0, rank=None, port=0, frozen_norms=False, changes=None):
+def child(root, folder, die_at=0, rank=None, port=0, changes=None):
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of workers; it would be this process's own, forkserver
     if die_at:
         die_at_sync(die_at)
     if rank is not None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    if frozen_norms:
-        nn.BatchNorm3d.forward = lambda self, x: F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0, self.eps
-        )
     go(root, folder, **changes or {})
 
 
@@ -226,16 +226,16 @@ def test_no_moment_of_a_write_leaves_an_unreadable_checkpoint(number, root, whol
 
 
 def test_two_processes_equal_one(root, start, tmp_path):
-    """With batch norm in eval mode; also one process that cuts its batches in two."""
-    changes = {"steps": 8, "dropout": 0.0, "optimizer": "sgd", "rate": 0.1, "validate_every": 4}
+    """Where batch norms do not see the batch; also one process that cuts its batches in two."""
+    changes = {"steps": 8, "dropout": 0.0, "freeze": 1, "freeze_norms": True, "optimizer": "sgd", "rate": 0.1,
+               "validate_every": 4}  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     one, two, parts = (tmp_path / name for name in ("one", "two", "parts"))
-    runs = [start(root, one, frozen_norms=True, changes=changes)]
-    runs.append(start(root, parts, frozen_norms=True, changes=changes | {"accumulate": 2}))
+    runs = [start(root, one, changes=changes), start(root, parts, changes=changes | {"accumulate": 2})]
     for rank in (0, 1):
-        runs.append(start(root, two, rank=rank, port=port, frozen_norms=True, changes=changes | {"devices": 2}))
+        runs.append(start(root, two, rank=rank, port=port, changes=changes | {"devices": 2}))
     for run in runs:
         run.join(180)
     assert [run.exitcode for run in runs] == [0] * 4
@@ -295,6 +295,69 @@ def test_an_unreadable_checkpoint_is_passed_over(begun, root, whole, caplog):
     assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
     assert "from step 0" in (folder / "log.txt").read_text()
     assert "from step 10" in (folder / "log.txt").read_text()
+
+
+def test_changed_and_mixed_clips_are_the_same_after_a_stop(begun, root, tmp_path):
+    changes = {"jitter": (0.4, 0.4, 0.4, 0.1), "augment": (2, 9), "mix": (0.4, 1.0), "freeze": 1, "accumulate": 2}
+    go(root, tmp_path / "whole", **changes)
+    folder = begun(**changes)
+    go(root, folder, workers=2, **changes)
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_a_folder_from_before_a_setting_goes_on_without_it(begun, root, whole):
+    folder = begun()
+    content = json.loads((folder / "config.json").read_text())
+    for part, names in (("recipe", NEWER), ("training", ("jitter", "augment")), ("validation", ("jitter", "augment"))):
+        for name in names:
+            del content["run"][part][name]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"\(recipe\.freeze: nothing there, 1 now\)"):
+        go(root, folder, freeze=1)
+    go(root, folder)
+    assert_same_run(folder, whole)
+
+
+class Board:
+    """Stands for TensorBoard's writer: the numbers by name and step, as TensorBoard would show them."""
+
+    shown: ClassVar = {}
+
+    def __init__(self, folder, purge_step):
+        self.shown = Board.shown.setdefault(folder, {})
+        for key in [key for key in self.shown if key[1] >= purge_step]:
+            del self.shown[key]
+
+    def add_scalar(self, name, value, step):
+        self.shown[name, step] = value
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+def test_tensorboard_shows_the_metrics_also_after_a_stop(begun, root, monkeypatch):
+    """The setting decides nothing about the weights: it may be changed on the way."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    folder = begun(tensorboard=True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    go(root, folder, tensorboard=True)
+    expected = {}
+    for row in rows(folder):
+        group = "validation" if row["val_loss"] else "steps"
+        named = {f"{group}/{name}": float(value) for name, value in row.items() if value and name != "step"}
+        expected |= {(name, int(row["step"])): value for name, value in named.items()}
+    assert Board.shown[folder] == expected
+
+
+def test_without_tensorboard_a_run_does_not_begin(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
+    with pytest.raises(TrainingError, match=r"pip install 'repflow\[tensorboard\]'"):
+        go(root, tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    with pytest.raises(ValueError, match="tensorboard: expected a folder"):
+        go(root, None, tensorboard=True)
 
 
 def test_another_configuration_is_refused(whole, root):

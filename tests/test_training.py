@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import warnings
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repflow.cli import main
@@ -37,6 +40,7 @@ from repflow.training import (
 )
 from repflow.training.batches import EpochClips, StepBatches
 from repflow.training.folder import RunFolder
+from repflow.training.learner import Learner
 from repflow.tvnet import TVNet
 
 TINY = {"backbone": "tiny_2d"}
@@ -116,7 +120,8 @@ def test_accuracies_by_hand():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("steps", 0), ("batch", 0), ("rate", -1.0), ("rate", math.nan), ("clip_norm", 0.0), ("accumulate", 3),
-     ("optimizer", "adam"), ("schedule", "step"), ("precision", "16"), ("dropout", 1.0), ("epochs", 2)],
+     ("optimizer", "adam"), ("schedule", "step"), ("precision", "16"), ("dropout", 1.0), ("epochs", 2),
+     ("freeze", -1), ("mix", (0.0, 0.0)), ("mix", (-1.0, 1.0))],
 )  # fmt: skip
 def test_bad_recipes_are_named(name, value):
     with pytest.raises(ValueError, match=name):
@@ -130,6 +135,66 @@ def test_training_that_cannot_begin_says_why(small):
         train("flow_2d", clips_of(small), 12, Recipe(steps=1), **TINY)
     with pytest.raises(ValueError, match="plateau needs clips for validation"):
         train("rgb_2d", clips_of(small), 12, Recipe(steps=1, schedule="plateau"), **TINY)
+    with pytest.raises(ValueError, match=r"freeze: expected at most the 3 stages .* got 4"):
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=1, freeze=4), **TINY)
+    with pytest.raises(ValueError, match="mix: expected parts of two clips or more"):
+        train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=4, accumulate=4, mix=(1, 0)), **TINY)
+
+
+@pytest.mark.parametrize("name", ["repflow_2d", "two_stream_2d"])
+@pytest.mark.parametrize("settings", [{"freeze": 2}, {"freeze_norms": True}])
+def test_frozen_parts_stay_as_they_were(name, settings, small, monkeypatch):
+    """To the bit, with weight decay, and also after a validation, which sets the modes of all modules."""
+    flow = np.random.default_rng(0).normal(size=(4, 2, 32, 32)).astype(np.float32)
+    monkeypatch.setattr("repflow.data.clips.flow_of_clip", lambda *_: flow)
+    recipe = Recipe(steps=3, batch=4, validate_every=1, weight_decay=0.5, rate=0.1, **settings)
+    options = SMALL if name == "repflow_2d" else TINY
+    clips = (Clips(SyntheticMotion(small), 4, train=kind, flow=None if "rep" in name else "tvl1") for kind in (1, 0))
+    trained = train(name, next(clips), 12, recipe, validation=next(clips), **options)
+    torch.manual_seed(recipe.seed)
+    begun = build_model(name, 12, **options)
+    norms = {name for name, module in begun.named_modules() if isinstance(module, nn.BatchNorm3d)}
+    ended = trained.model.state_dict()
+    for key, value in begun.state_dict().items():
+        frozen = re.search(r"stages\.[01]\.", key) if "freeze" in settings else key.rpartition(".")[0] in norms
+        if frozen or key.endswith("weight"):
+            assert torch.equal(ended[key], value) == bool(frozen), key
+
+
+class Seen(nn.Module):
+    """A model that keeps what it saw."""
+
+    inputs = "clip", "flow"
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(6))
+
+    def forward(self, clip, flow):
+        self.seen = clip, flow
+        return self.scores.expand(len(clip), 6)
+
+
+@pytest.mark.parametrize(("mix", "cuts"), [((0.4, 0), False), ((0, 1), True)])
+def test_clip_flow_and_label_are_mixed_alike(mix, cuts, monkeypatch):
+    """Clip i has the value i everywhere, its flow 10 + i, its class is i: each tells who was mixed, and how much."""
+    targets, cross_entropy = [], torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        "torch.nn.functional.cross_entropy", lambda x, y, **options: targets.append(y) or cross_entropy(x, y, **options)
+    )
+    numbers = torch.arange(6.0)
+    clip = numbers.view(6, 1, 1, 1, 1).expand(6, 3, 2, 16, 16)
+    learner = Learner(Fabric(accelerator="cpu"), Seen(), 6, Recipe(steps=9, batch=12, accumulate=2, mix=mix), 9)
+    for step in range(8):
+        learner.take_step(step, [([clip, clip[:, :2] + 10], numbers.long())] * 2)
+        seen, flow = learner.model.seen
+        torch.testing.assert_close(flow, seen[:, :2] + 10)
+        assert torch.equal(seen[:, :1, :1].expand_as(seen), seen)  # all frames alike
+        assert type(seen) is torch.Tensor
+        torch.testing.assert_close(targets[-1] @ numbers, seen.mean((1, 2, 3, 4)))
+        assert bool((seen == clip).flatten(1).any(1).all()) == cuts  # a box leaves some pixels as they were
+    torch.testing.assert_close(torch.stack(targets).sum(-1), torch.ones(16, 6))
+    assert len({tuple(target[0].tolist()) for target in targets}) > 8  # each part of each step draws anew
 
 
 def test_the_2019_preset():
@@ -329,7 +394,8 @@ def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path)
 @pytest.mark.parametrize(
     ("text", "value"),
     [("flip=false", False), ("flip=true", True), ("crop=none", None), ("crop=20", 20), ("rate=1e-3", 1e-3),
-     ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine")],
+     ("area=0.5,1", (0.5, 1.0)), ("schedule=cosine", "cosine"), ("jitter=0.4,0.4,0.4,0.1", (0.4, 0.4, 0.4, 0.1)),
+     ("augment=2,9", (2, 9)), ("mix=0.8,1", (0.8, 1.0)), ("freeze=2", 2), ("freeze_norms=true", True)],
 )  # fmt: skip
 def test_settings_are_typed(text, value):
     recipe, options = command.settings_of(arguments("--out", "x", "--data", "hmdb51", "y", "--set", text))

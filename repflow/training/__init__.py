@@ -21,7 +21,8 @@ may add in another order, so the last digits of the weights differ from run to r
 (step, epoch from 0, mean loss since the last such row, learning rate, mean seconds a step, the share of them spent
 waiting for data, peak memory in MiB: of the GPU, or of the process without one) and one row a validation (val_loss,
 val_top1 in percent). best.pt: the weights of the best validation, by top-1, then loss. checkpoints/: the newest two.
-log.txt.
+log.txt. With `tensorboard` in the recipe, TensorBoard's files with the numbers of metrics.csv, as steps/loss and
+validation/val_top1.
 
 **Several devices.** `recipe.batch` is that of all of them together. One machine with four GPUs, in the simplest form:
 

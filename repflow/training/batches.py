@@ -78,6 +78,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
                 f"batch: expected a multiple of accumulate × processes = {recipe.accumulate} × {processes}, got "
                 f"{recipe.batch}"
             )
+        if recipe.mix and recipe.batch == recipe.accumulate * processes:
+            raise ValueError(f"mix: expected parts of two clips or more, got {recipe.batch} of one; raise the batch")
         self.clips, self.recipe, self.first, self.rank, self.processes = clips, recipe, first, rank, processes
         self.per_epoch = clips // recipe.batch
         self.steps = recipe.steps or recipe.epochs * self.per_epoch

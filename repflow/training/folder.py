@@ -69,11 +69,12 @@ class RunFolder:
             ) from None
 
     def _compare(self, config: Mapping[str, Any]) -> None:
+        # A setting that is newer than the folder does not differ where it is off.
         old, new = _flat(config), _flat(self.config)
         differences = [
             f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} now"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
+            if old.get(key) != new.get(key) and (key in old or new[key])
         ]
         if differences:
             raise ValueError(
@@ -131,7 +132,7 @@ def describe_clips(clips: Clips) -> dict[str, Any]:
     for path, label in clips.samples:
         place = os.path.relpath(path, clips.root) if clips.root else os.path.basename(path)
         digest.update(f"{place} {label}\n".encode(errors="surrogateescape"))
-    names = "frames", "stride", "resize", "crop", "area", "flip", "inverted", "seed"
+    names = "frames", "stride", "resize", "crop", "area", "flip", "jitter", "augment", "inverted", "seed"
     settings = {name: getattr(clips, name) for name in names}
     flow = clips.flow if clips.flow in (None, "tvl1") else "given"
     return {"videos": len(clips), "digest": digest.hexdigest()[:16], "flow": flow} | settings

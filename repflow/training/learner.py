@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -15,22 +15,31 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from repflow.models import inputs_of
+from repflow.models.streams import Stream
 from repflow.training.batches import Batch
 from repflow.training.recipe import Recipe
 from repflow.training.surroundings import seed_step
 
 # The flow layers' own parameters, kernels and scalars: of ClipFlow and TVNet, and of the layers released in 2019.
 FLOW_PARAMETERS = re.compile(r"(?:^|\.)(?:tau|lam|theta|(?:image|flow|div)_[xy]|(?:img|f)_grad2?|div2?|[tla])$")
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class Learner:
     """A model on its device with its optimiser, schedule and precision, and the `losses` of its steps so far.
 
     steps: of the whole run, for the schedule; state: a checkpoint to go on from, whose weights `model` already has.
+    Raises ValueError for a recipe that freezes more stages than a stream has.
     """
 
     def __init__(
-        self, fabric: Fabric, model: nn.Module, recipe: Recipe, steps: int, state: Mapping[str, Any] | None
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        num_classes: int,
+        recipe: Recipe,
+        steps: int,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         if recipe.channels_last:
             _channels_last(model)
@@ -38,7 +47,12 @@ class Learner:
             model.compile()
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # PyTorch has none for CPUs
-        self.fabric, self.recipe, self.model = fabric, recipe, fabric.to_device(model).train()
+        self.fabric, self.recipe, self.model = fabric, recipe, fabric.to_device(model)
+        self.frozen = _frozen(model, recipe)
+        for part in self.frozen:
+            part.requires_grad_(False)  # without a gradient the optimiser leaves it alone, weight decay included
+        self.train()
+        self.mix = _mix(recipe.mix, num_classes) if recipe.mix else None
         # Not by fabric.setup: in mixed precision its wrapper rounds the clips before the network has scaled them.
         self.network = fabric.strategy.setup_module(self.model)
         self.optimizer = _optimizer(model, recipe)
@@ -51,17 +65,26 @@ class Learner:
             self.schedule.load_state_dict(state["schedule"])
             fabric.strategy.precision.load_state_dict(state["precision"])
 
+    def train(self) -> None:
+        """Set the model to training, all but its frozen parts."""
+        self.model.train()
+        for part in self.frozen:
+            part.eval()
+
     def take_step(self, step: int, parts: Iterable[Batch]) -> None:
         """Train on the parts of a step's batch; steps count from 0."""
         self.optimizer.zero_grad()
         for part, batch in enumerate(parts):
             inputs, labels = self.fabric.to_device(batch)
             seed_step(self.recipe.seed, step, part, self.fabric.global_rank)
+            inputs = inputs_of(self.model, inputs)
+            if self.mix:
+                inputs, labels = self.mix(inputs, labels)
             is_last = part == self.recipe.accumulate - 1
             # Several processes average their gradients once a step, after the last part.
             with nullcontext() if is_last or self.fabric.world_size == 1 else self.network.no_sync():
                 with self.fabric.autocast():
-                    scores = self.network(*inputs_of(self.model, inputs))
+                    scores = self.network(*inputs)
                     loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
                 self.fabric.backward(loss / self.recipe.accumulate)
             self._part_losses.append(loss.detach())
@@ -107,6 +130,34 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
         {"params": flow, "lr": recipe.scaled_rate * recipe.flow_rate},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """The parts of `model` that `recipe` does not train."""
+    streams = [module for module in model.modules() if isinstance(module, Stream)]
+    most = min((len(stream.stages) for stream in streams), default=0)
+    if recipe.freeze > most:
+        raise ValueError(f"freeze: expected at most the {most} stages of the model's backbone, got {recipe.freeze}")
+    stages = [stage for stream in streams for stage in stream.stages[: recipe.freeze]]
+    return stages + [module for module in model.modules() if recipe.freeze_norms and isinstance(module, NORMS)]
+
+
+def _mix(alphas: tuple[float, float], num_classes: int) -> Callable[[list[Tensor], Tensor], tuple]:
+    """A function that mixes each clip of a batch with another one, and their flow and labels in the same way.
+
+    The labels (N,) become shares of the classes, (N, num_classes).
+    """
+    from torchvision.transforms import v2  # takes seconds
+    from torchvision.tv_tensors import Video
+
+    kinds = zip((v2.MixUp, v2.CutMix), alphas, strict=True)
+    choice = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha])
+
+    def mix(inputs: list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        inputs, labels = choice([Video(x) for x in inputs], labels)
+        return [x.as_subclass(Tensor) for x in inputs], labels
+
+    return mix
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

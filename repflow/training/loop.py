@@ -76,6 +76,8 @@ def train(
         >>> trained = train("repflow_2d", clips, 12, Recipe(steps=200), folder="runs/motion", backbone="tiny_2d")
     """
     _check(clips, num_classes, recipe, validation)
+    if recipe.tensorboard and folder is None:
+        raise ValueError("tensorboard: expected a folder for the run, got none")
     seed_all(recipe.seed)
     model = build_model(name, num_classes, **({"dropout": recipe.dropout} | model_options))
     if "flow" in model.inputs and clips.flow is None:
@@ -87,7 +89,7 @@ def train(
         "model": name,
         "num_classes": num_classes,
         "options": model_options,
-        "recipe": {key: value for key, value in asdict(recipe).items() if key != "workers"},
+        "recipe": {key: value for key, value in asdict(recipe).items() if key not in ("workers", "tensorboard")},
         "init_from": init_from and os.path.abspath(init_from),
         "about": {"classes": clips.classes} | dict(about or {}),
         "training": describe_clips(clips),
@@ -99,7 +101,7 @@ def train(
         if batches.first == batches.steps:
             return Trained(model.eval(), state["losses"].tolist(), state["best"])
         with _launched(fabric, batches.first):
-            learner = Learner(fabric, model, recipe, batches.steps, state)
+            learner = Learner(fabric, model, num_classes, recipe, batches.steps, state)
             run = Run(learner, clips, batches, validation, run_folder, state and state["best"])
             run.finish()
     return Trained(model.cpu().eval(), learner.losses, run.best)
@@ -195,7 +197,7 @@ class Run:
         with self.fabric.autocast():
             part = self.recipe.batch // (self.recipe.accumulate * self.fabric.world_size)
             scores = torch.from_numpy(predict(self.learner.model, self.validation, part, self.recipe.workers))
-        self.learner.model.train()
+        self.learner.train()
         readable = scores.isfinite().all(1)
         scores, labels = scores[readable], torch.tensor([label for _, label in self.validation.samples])[readable]
         loss, top1 = F.cross_entropy(scores, labels).item(), 100 * float(hits(scores.numpy(), labels.numpy()).mean())

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _ABOVE_0 = ("steps", "epochs", "batch", "accumulate", "rate", "reference_batch", "clip_norm", "patience",
             "frames", "stride", "validate_every", "save_every", "log_every")  # fmt: skip
-_FROM_0 = "flow_rate", "weight_decay", "workers", "seed"
+_FROM_0 = "flow_rate", "weight_decay", "freeze", "workers", "seed"
 _SHARES = "momentum", "warmup", "label_smoothing", "dropout", "validation"
 
 
@@ -41,11 +41,14 @@ class Recipe:
         heavy-tailed).
     Schedule: "cycle": one cycle of the rate (Smith and Topin 2019); "cosine": down to 0, after a linear rise over the
         share `warmup` of the steps; "plateau": a tenth after `patience` validations without a lower loss.
-    Regularisation: label_smoothing; dropout: `build_model`'s.
+    Frozen: freeze: so many stages, the first of every stream, keep their weights and statistics; freeze_norms: all
+        batch norms keep theirs. Flow layers learn in any case.
+    Regularisation: label_smoothing; dropout: `build_model`'s; mix: the alphas of MixUp (Zhang et al. 2018) and CutMix
+        (Yun et al. 2019), 0 to leave one out; of two, each part of a batch draws one.
     Speed: precision: by its name in Lightning; channels_last: memory format; compile: by `torch.compile`.
-    Clips: frames, stride, resize, crop, area and flip: see `repflow.data.Clips`.
+    Clips: frames, stride, resize, crop, area, flip, jitter and augment: see `repflow.data.Clips`.
     Validation: validation: its share of the training videos; validate_every: steps, None for an epoch.
-    Run folder: save_every, log_every: steps.
+    Run folder: save_every, log_every: steps; tensorboard: whether TensorBoard gets the numbers of metrics.csv, too.
     workers: processes that read videos, 0 for none; they change the time alone. seed: of everything random.
 
     Raises ValueError that names the setting and the values it may have.
@@ -68,8 +71,11 @@ class Recipe:
     schedule: Literal["cycle", "cosine", "plateau"] = "cycle"
     warmup: float = 0.0
     patience: int = 7
+    freeze: int = 0
+    freeze_norms: bool = False
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    mix: tuple[float, float] | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     compile: bool = False
@@ -79,10 +85,13 @@ class Recipe:
     crop: int | None = None
     area: tuple[float, float] | None = None
     flip: bool = False
+    jitter: tuple[float, float, float, float] | None = None
+    augment: tuple[int, int] | None = None
     validation: float = 0.1
     validate_every: int | None = None
     save_every: int = 500
     log_every: int = 10
+    tensorboard: bool = False
     workers: int = 0
     seed: int = 0
 
@@ -103,6 +112,8 @@ class Recipe:
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}")
+        if self.mix and not min(self.mix) >= 0 < max(self.mix):
+            raise ValueError(f"mix: expected alphas >= 0 of MixUp and CutMix, one of them > 0, got {self.mix}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -123,5 +134,6 @@ class Recipe:
     def clips(self, source: Samples, *, train: bool, flow: str | None = None, cache: str | None = None) -> Clips:
         """Clips of the videos of `source`, as this recipe samples them."""
         shape = {"resize": self.resize, "crop": self.crop, "flow": flow, "cache": cache, "seed": self.seed}
-        random = {"area": self.area, "flip": self.flip} if train else {}
+        names = ("area", "flip", "jitter", "augment") if train else ()
+        random = {name: getattr(self, name) for name in names}
         return Clips(source, self.frames, self.stride, train=train, **shape, **random)

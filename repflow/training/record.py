@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from repflow.files import write_whole
 from repflow.training.batches import StepBatches
-from repflow.training.folder import RunFolder
+from repflow.training.folder import RunFolder, TrainingError
 from repflow.training.surroundings import peak_mib
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
 _LINE = re.compile(r"^(\d+),.*\n", re.MULTILINE)
@@ -23,12 +26,15 @@ _LINE = re.compile(r"^(\d+),.*\n", re.MULTILINE)
 class Record:
     """A run's metrics.csv, progress bar and stopwatch. Without `is_first` nothing is written or shown.
 
-    Opening removes the rows after the step to go on from, a torn line included: the run computes them again.
+    Opening removes the rows after the step to go on from, a torn line included: the run computes them again. Raises
+    TrainingError for a recipe with `tensorboard` where that package is missing.
     """
 
     def __init__(self, folder: RunFolder | None, batches: StepBatches, is_first: bool) -> None:
         self._folder, self._per_epoch = folder, batches.per_epoch
-        self._file = _open(folder, batches.first) if folder and is_first else None
+        writes = folder and is_first
+        self._board = _open_board(folder, batches.first) if writes and batches.recipe.tensorboard else None
+        self._file = _open(folder, batches.first) if writes else None
         options = {"desc": "training", "unit": "step", "leave": False}
         if not is_first:
             options["disable"] = True  # disable=False would overrule TQDM_DISABLE
@@ -73,15 +79,23 @@ class Record:
                 row = {"step": step, "epoch": (step - 1) // self._per_epoch} | row
                 csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(row)
                 self._file.flush()
+        if self._board:
+            group = "validation" if "val_loss" in row else "steps"  # both have seconds
+            for name, value in row.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
     def sync(self) -> None:
         """Return when all rows are on the disk, so that no checkpoint is ahead of them."""
         if self._file:
             with self._folder.telling("metrics.csv"):
                 os.fsync(self._file.fileno())
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
         self._bar.close()
+        if self._board:
+            self._board.close()
         if self._file:
             with suppress(OSError):  # a row that could not be written has raised already
                 self._file.close()
@@ -94,3 +108,13 @@ def _open(folder: RunFolder, step: int) -> TextIOWrapper:
         kept = [line[0] for line in _LINE.finditer(text) if int(line[1]) <= step]
         write_whole(path, "".join([",".join(COLUMNS) + "\n", *kept]).encode())
         return path.open("a", encoding="utf-8", newline="")
+
+
+def _open_board(folder: RunFolder, step: int) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds
+    except ImportError as error:
+        raise TrainingError(
+            f"tensorboard: cannot be imported ({error}): pip install 'repflow[tensorboard]', or drop this setting"
+        ) from error
+    return SummaryWriter(folder.path, purge_step=step + 1)
