@@ -151,7 +151,7 @@ def _mix(alphas: tuple[float, float], num_classes: int) -> Callable[[list[Tensor
     from torchvision.tv_tensors import Video
 
     kinds = zip((v2.MixUp, v2.CutMix), alphas, strict=True)
-    choice = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha])
+    choice = v2.RandomChoice([kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds if alpha])
 
     def mix(inputs: list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
         inputs, labels = choice([Video(x) for x in inputs], labels)

@@ -74,10 +74,10 @@ class Record:
         self._add(step, {"seconds": round(seconds, 4), "val_loss": loss, "val_top1": top1})
 
     def _add(self, step: int, row: dict[str, float]) -> None:
+        row = {"epoch": (step - 1) // self._per_epoch} | row
         if self._file:
             with self._folder.telling("metrics.csv"):
-                row = {"step": step, "epoch": (step - 1) // self._per_epoch} | row
-                csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(row)
+                csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow({"step": step} | row)
                 self._file.flush()
         if self._board:
             group = "validation" if "val_loss" in row else "steps"  # both have seconds
