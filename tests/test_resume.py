@@ -298,7 +298,8 @@ def test_an_unreadable_checkpoint_is_passed_over(begun, root, whole, caplog):
 
 
 def test_changed_and_mixed_clips_are_the_same_after_a_stop(begun, root, tmp_path):
-    changes = {"jitter": (0.4, 0.4, 0.4, 0.1), "augment": (2, 9), "mix": (0.4, 1.0), "freeze": 1, "accumulate": 2}
+    changes = {"jitter": (0.4, 0.4, 0.4, 0.1), "augment": (2, 9), "mix": (0.4, 1.0), "freeze": 1, "accumulate": 2,
+               "steps": 10}  # fmt: skip
     go(root, tmp_path / "whole", **changes)
     folder = begun(**changes)
     go(root, folder, workers=2, **changes)
