@@ -224,9 +224,9 @@ def draw_labels(picture: np.ndarray, labels: Sequence[tuple[str, float]]) -> np.
     out, but for the first.
     """
     H, W, _ = picture.shape
-    file, size = findfont("DejaVu Sans"), W / 22
+    file, size = findfont("DejaVu Sans"), max(W / 22, 4)
     room = 0.94 * W - 4 * size  # the number has the rest
-    widest = max(ImageFont.truetype(file, size).getlength(label) for label, _ in labels)
+    widest = max(1, *(ImageFont.truetype(file, size).getlength(label) for label, _ in labels))
     font = ImageFont.truetype(file, max(size * min(1, room / widest), 4))
     line = 1.5 * font.size
     labels = labels[: max(1, int(H / 2 / line))]

@@ -73,7 +73,7 @@ def test_the_wheel_is_a_disc_of_all_directions():
     assert wheel[25, 45, 0] > wheel[25, 5, 0]  # right is red, left is not
 
 
-@pytest.mark.parametrize("size", [(240, 320), (40, 320), (6, 8)])
+@pytest.mark.parametrize("size", [(240, 320), (40, 320), (12, 8)])
 def test_labels_leave_the_upper_half_and_their_bars_are_as_long_as_they_are_likely(size):
     picture = np.full((*size, 3), 200, np.uint8)
     drawn = draw_labels(picture, [("a name of very many letters, " * 9, 0.75), ("b", 0.25), ("c", 0.0)]).astype(int)
