@@ -11,7 +11,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 
 from repflow.data.flow import flow_rate, narrowed, video_flow
 from repflow.files import beside
@@ -193,21 +194,51 @@ def write_channels(
             tiles.append(np.asarray(colours.resize((W, H), Image.Resampling.NEAREST)))
         return np.concatenate(tiles, 1)
 
+    write_film(path, map(picture, range(flow.shape[2])), fps)
+
+
+def write_film(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Write pictures by `write_mp4` where the path ends in .mp4, else by `write_gif`."""
     write = write_mp4 if os.fspath(path).lower().endswith(".mp4") else write_gif
-    write(path, map(picture, range(flow.shape[2])), fps)
+    write(path, pictures, fps)
 
 
 def frame_and_flow(frame: np.ndarray, flow: np.ndarray, largest: float) -> np.ndarray:
-    """An RGB frame (H, W, 3) beside its flow (2, H, W) in colours: uint8 (H, 2W, 3), with the wheel in a corner.
+    """An RGB frame (H, W, 3) beside its flow (2, h, w) in colours: uint8 (H, 2W, 3), with the wheel in a corner.
 
-    Frames of less than 18 px have no room for it.
+    A smaller map of flow is enlarged. Frames of less than 18 px have no room for the wheel.
     """
-    colours = flow_to_rgb(flow, largest)
+    H, W, _ = frame.shape
+    colours = np.array(Image.fromarray(flow_to_rgb(flow, largest)).resize((W, H), Image.Resampling.NEAREST))
     if (pixels := min(frame.shape[:2]) // 6) >= 3:
         wheel = flow_wheel(pixels)
         corner = colours[-pixels:, -pixels:]
         corner[wheel[..., 3] > 0] = wheel[wheel[..., 3] > 0, :3]
     return np.concatenate([frame, colours], 1)
+
+
+def draw_labels(picture: np.ndarray, labels: Sequence[tuple[str, float]]) -> np.ndarray:
+    """An RGB picture (H, W, 3) with labels over its lower edge, each with its probability (0 to 1) as number and bar.
+
+    The letters are as large as the longest label lets them be. Labels for which half the height has no room are left
+    out, but for the first.
+    """
+    H, W, _ = picture.shape
+    file, size = findfont("DejaVu Sans"), max(W / 22, 4)
+    room = 0.94 * W - 4 * size  # the number has the rest
+    widest = max(1, *(ImageFont.truetype(file, size).getlength(label) for label, _ in labels))
+    font = ImageFont.truetype(file, max(size * min(1, room / widest), 4))
+    line = 1.5 * font.size
+    labels = labels[: max(1, int(H / 2 / line))]
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    for row, (label, share) in enumerate(labels):
+        top = H - (len(labels) - row) * line
+        draw.rectangle((0, top, W, top + line), fill=(0, 0, 0, 150))
+        draw.rectangle((0, top, share * W, top + line), fill=f"{COLOURS[0]}B0")
+        for x, text, anchor in ((0.03 * W, label, "lm"), (0.97 * W, f"{100 * share:.0f} %", "rm")):
+            draw.text((x, top + line / 2), text, "white", font, anchor)
+    return np.asarray(image)
 
 
 def _frames_and_flow(video: Path, folder: Path, width: int, options: Mapping[str, int | None]) -> Iterator[np.ndarray]:

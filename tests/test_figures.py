@@ -17,6 +17,7 @@ from repflow.data.flow import narrowed
 from repflow.figures import (
     bars,
     clip_strip,
+    draw_labels,
     flow_panel,
     flow_scale,
     flow_to_rgb,
@@ -70,6 +71,20 @@ def test_the_wheel_is_a_disc_of_all_directions():
     assert wheel[0, 0, 3] == 0
     assert wheel[25, 25].tolist()[3] == 255
     assert wheel[25, 45, 0] > wheel[25, 5, 0]  # right is red, left is not
+
+
+@pytest.mark.parametrize("size", [(240, 320), (40, 320), (12, 8)])
+def test_labels_leave_the_upper_half_and_their_bars_are_as_long_as_they_are_likely(size):
+    picture = np.full((*size, 3), 200, np.uint8)
+    drawn = draw_labels(picture, [("a name of very many letters, " * 9, 0.75), ("b", 0.25), ("c", 0.0)]).astype(int)
+    assert drawn.shape == picture.shape
+    assert (picture == 200).all()
+    np.testing.assert_array_equal(drawn[: size[0] // 2], 200)
+    if size[0] > 100:  # the first line's upper edge, where no letters are
+        edge = drawn[(drawn[:, 0] < 200).any(1).argmax()]
+        assert (edge[:, 2] > edge[:, 0] + 20).mean() == pytest.approx(0.75, abs=0.02)
+    dark = draw_labels(picture, [("", 0.0)]).astype(int)
+    assert (dark[-1, size[1] // 2] < 120).all()
 
 
 def test_a_panel_tells_what_warping_explains():

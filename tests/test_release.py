@@ -237,6 +237,7 @@ TINY = {
     "data extract-flow": "--workers 1",
     "train": "--workers 0 --set backbone=tiny_2d steps=1 batch=2 frames=5 crop=24 iterations=2",
     "evaluate": "",
+    "classify": "",
     "sweep": "--dry-run",
     "compare": "",
     "doctor": "",

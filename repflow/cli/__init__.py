@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from repflow import __version__
-from repflow.cli import bench, compare, convert, data, doctor, evaluate, flow, run, sweep, train
+from repflow.cli import bench, classify, compare, convert, data, doctor, evaluate, flow, run, sweep, train
 from repflow.lab.parameters import UsageError
 
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": (bench, "measure time and memory"),
     "train": (train, "train a system on a data set; goes on where it was stopped"),
     "evaluate": (evaluate, "accuracy on test videos"),
+    "classify": (classify, "the likeliest classes of any video"),
     "sweep": (sweep, "a grid of experiments; goes on where it was stopped"),
     "compare": (compare, "the paper's accuracies beside ours"),
     "convert": (convert, "checkpoints of the 2019 release as safetensors"),

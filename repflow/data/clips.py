@@ -29,7 +29,8 @@ Inputs = Tensor | tuple[Tensor, Tensor]  # a clip, or a clip and its flow
 class Samples(Protocol):
     """What a data set has to offer: HMDB51, Kinetics, SyntheticMotion.
 
-    `checked`, where a source has it, saves counting frames: what `data check` found of each path.
+    `checked`, where a source has it, saves counting frames: what `data check` found of each path. `parts`, where it has
+    them, are ranges of frames, one for each sample: clips come from these frames alone, as from a video of its own.
     """
 
     root: os.PathLike[str]
@@ -125,10 +126,13 @@ class Clips(Dataset[tuple[Inputs, int]]):
         self.inverted, self.seed = inverted, seed
         checked = getattr(source, "checked", {})
         self._checked: list[Checked | None] = [checked.get(path) for path, _ in self.samples]
+        parts = getattr(source, "parts", None) or [None] * len(self.samples)
+        self._starts = [0 if part is None else part.start for part in parts]
+        lengths = [-1 if part is None else len(part) for part in parts]
         # Shared with workers, also with ones that live on: the epoch, numbers of frames (-1 where not yet known, since
         # counting may cost a decoding), which videos are bad, and what each worker reads now.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._lengths = torch.full((len(self.samples),), -1, dtype=torch.int64).share_memory_()
+        self._lengths = torch.tensor(lengths, dtype=torch.int64).share_memory_()
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
         self._in_work = torch.full((WORKERS, 2), -1, dtype=torch.int64).share_memory_()  # process, index
 
@@ -228,31 +232,31 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return self._length(index) - (self.frames - 1) * self.stride - 1
 
     def _numbers(self, index: int, start: int) -> range | np.ndarray:
-        """Numbers of the clip's frames; a short video repeats from its first frame on."""
+        """Numbers of the clip's frames in its video or part; a short one repeats from its first frame on."""
         numbers = range(start, start + self.frames * self.stride, self.stride)
         return numbers if self._room(index) >= 0 else np.array(numbers) % max(self._length(index), 1)
 
     def _read(self, index: int, numbers: range | np.ndarray) -> Tensor:
         """Frames as uint8 (T, 3, H, W), resized."""
-        path, _ = self.samples[index]
+        (path, _), first = self.samples[index], self._starts[index]
         if self.cache is not None:
-            pixels = cached_frames(path, self.resize, self.cache)[np.asarray(numbers)]
+            pixels = cached_frames(path, self.resize, self.cache)[first + np.asarray(numbers)]
             return torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if isinstance(numbers, range):
-            pixels = read_clip(path, numbers.start, self.frames, self.stride)
+            pixels = read_clip(path, first + numbers.start, self.frames, self.stride)
         else:
-            pixels = read_clip(path)[numbers]
+            pixels = read_clip(path, first)[numbers]
         clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return resize(clip, (self.resize,)) if self.resize else clip
 
     def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
         """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
-        path, _ = self.samples[index]
+        (path, _), first = self.samples[index], self._starts[index]
         folders = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
         if isinstance(numbers, range):
-            flow = flow_of_clip(path, numbers.start, self.frames, self.stride, *folders)
+            flow = flow_of_clip(path, first + numbers.start, self.frames, self.stride, *folders)
         else:
-            flow = flow_of_clip(path, 0, max(self._length(index), 1), 1, *folders)[numbers]
+            flow = flow_of_clip(path, first, max(self._length(index), 1), 1, *folders)[numbers]
         return resize_flow(torch.from_numpy(flow), clip.shape[-2:])
 
     def _free(self, clip: Tensor, index: int) -> tuple[int, int]:

@@ -8,7 +8,10 @@ from typing import Any
 import griffe
 from markupsafe import Markup
 
-MODULES = ("repflow", "repflow.data", "repflow.video", "repflow.official", "repflow.training", "repflow.evaluation")
+MODULES = (
+    *("repflow", "repflow.data", "repflow.video", "repflow.official"),
+    *("repflow.training", "repflow.evaluation", "repflow.classify"),
+)
 
 
 def read_modules() -> list[dict[str, Any]]:

@@ -10,6 +10,12 @@ from repflow.layers import ClipFlow
 from repflow.official import FlowLayer201902, FlowLayer201906
 
 Flow = tuple[Tensor, Tensor]
+LAYERS = ClipFlow, FlowLayer201902, FlowLayer201906
+
+
+def has_flow_layer(model: nn.Module) -> bool:
+    """Whether `learned_flows` finds a flow in `model`."""
+    return any(isinstance(module, LAYERS) for module in model.modules())
 
 
 def learned_flows(model: nn.Module, clip: Tensor) -> list[np.ndarray]:
