@@ -1,11 +1,13 @@
 """Kinetics-400's lists and folders in miniature."""
 
+import json
 import os
 import shutil
 
 import pytest
 from torchvision.models.video import R2Plus1D_18_Weights
 
+from repflow.cli import main
 from repflow.data import Clips
 from repflow.data.kinetics import Kinetics
 from repflow.data.lists import find_videos, official_classes
@@ -232,6 +234,51 @@ def test_by_folder_and_by_list_agree_on_what_a_video_is(root, caplog):
     caplog.set_level("INFO")
     find_videos(root)
     assert "no videos by their endings: 1 .xyz" in caplog.text
+
+
+def test_json_lists_count_as_their_second_file_says(root):
+    """In whatever order that one numbers the classes, and with quotes around names that have a blank in them."""
+    numbers = written(root, json.dumps({'"hurling (sport)"': 0, "yoga": 7, "massaging person's head": 3}), "names.json")
+    named = {
+        f"rgb_{YOGA.replace('_0000', '_')}.mp4": 7,
+        "rgb___________0_100_110.mp4": 0,
+        "rgb_rgb_abcdefg_7_17.mp4": 3,
+    }
+    put(root, *list(named)[:2])
+    data = Kinetics(root, "val", written(root, json.dumps(named), "val.json"), numbers=numbers)
+    assert pairs(data, root) == list(zip(named, ("yoga", "hurling (sport)"), strict=False))
+    assert data.classes == official_classes("kinetics400")
+    assert data.missing == ["rgb_abcdefg_000007_000017"]
+    assert Kinetics(root, "val", root.parent / "val.json", ["yoga"], numbers=numbers).expected == 1
+
+
+@pytest.mark.parametrize(
+    ("clips", "names", "message"),
+    [
+        ('{"rgb_-abc_DEF-12_10_20.mp4": 8}', '{"yoga": 7}', r"'rgb_-abc_DEF-12_10_20.mp4': number 8 is not in .*names"),
+        ('{"-abc_DEF-12_10_20.mp4": 7}', '{"yogaa": 7}', "expected a class of Kinetics-400, got 'yogaa'"),
+        ('{"../../../etc_10_20.mp4": 7}', '{"yoga": 7}', "an id of 11 letters"),
+        ('{"-abc_DEF-12_10_20.mp4": 7}', '{"yoga": 7, "zumba": 7}', "one class a number, 7 has 'yoga', 'zumba'"),
+        ('{"-abc_DEF-12_10_20.mp4": true}', '{"yoga": 7}', r'list.json.*expected JSON {"name": number'),
+        ('["-abc_DEF-12_10_20.mp4"]', '{"yoga": 7}', r'list.json.*expected JSON {"name": number'),
+        (CSV, '{"yoga": 7}', "list.json.*expected JSON text"),
+        ("[" * 10**5, '{"yoga": 7}', "list.json.*expected JSON text"),
+        ('{"-abc_DEF-12_10_20.mp4": 7}', "yoga", "names.json.*expected JSON text"),
+    ],
+)
+def test_bad_json_lists_are_named(root, clips, names, message):
+    put(root, f"{YOGA}.mp4")
+    with pytest.raises(ValueError, match=message):
+        Kinetics(root, csv=written(root, clips, "list.json"), numbers=written(root, names, "names.json"))
+
+
+def test_numbers_belong_to_json_lists(root, capsys):
+    for csv, numbers in (("val.json", None), (None, "names.json"), ("a.csv", "names.json")):
+        with pytest.raises(ValueError, match="numbers: expected with a JSON list, to name its numbers; got"):
+            Kinetics(root, csv=csv, numbers=numbers)
+    given = ["evaluate", "--checkpoint", "a.pt", "--data", "hmdb51", str(root), "--numbers", "names.json"]
+    assert main(given) == 2
+    assert "--numbers: it belongs to kinetics, not to hmdb51" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [HEAD, HEAD + "yoga,-abc_DEF-12,1,2,val,0"])

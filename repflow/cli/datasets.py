@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "hmdb51": Kind("HMDB51", {"fold": "fold", "list": "split_file"}, {"missing_ok": True}, result="hmdb51"),
-    "kinetics": Kind("Kinetics", {"list": "csv"}, test="val", result="kinetics400"),
+    "kinetics": Kind("Kinetics", {"list": "csv", "numbers": "numbers"}, test="val", result="kinetics400"),
     "kinetics600": Kind("Kinetics", {"list": "csv"}, {"edition": 600}, test="val"),
     "kinetics700": Kind("Kinetics", {"list": "csv"}, {"edition": 700}, test="val"),
     "ucf101": Kind("UCF101", {"fold": "fold", "list": "lists"}, {"missing_ok": True}),
@@ -40,14 +40,15 @@ KINDS = {
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list, --group, --cache, --quarantine."""
+    """--data, --fold, --classes, --list, --numbers, --group, --cache, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
-    add("--list", type=Path, metavar="FILE", help="Kinetics: an official CSV file; HMDB51: lines 'video class'; "
+    add("--list", type=Path, metavar="FILE", help="Kinetics: an official CSV file, or JSON with --numbers; HMDB51: lines 'video class'; "
         "UCF101: the folder of its lists; list: a list, or the folder of train.txt and test.txt "
         "(default: ROOT)")  # fmt: skip
+    add("--numbers", type=Path, metavar="FILE", help="kinetics: the class names of a JSON list's numbers, JSON too")
     add("--group", metavar="REGEX", help="folder: what it finds in a file's name is the source, whose clips stay "
         "together, such as _g[0-9]+")  # fmt: skip
     add("--cache", metavar="DIR", help="keep the decoded, reduced frames of all videos in this folder, for speed")
@@ -67,7 +68,7 @@ def check_dataset(arguments: argparse.Namespace) -> None:
     kind, _ = arguments.data
     if kind not in KINDS:
         raise UsageError(f"--data {kind}: expected one of {', '.join(KINDS)}, and then the folder")
-    for name in ("list", "group"):
+    for name in ("list", "numbers", "group"):
         if getattr(arguments, name) and name not in KINDS[kind].given:
             takers = ", ".join(other for other in KINDS if name in KINDS[other].given)
             raise UsageError(f"--{name}: it belongs to {takers}, not to {kind}; leave it out")

@@ -1,12 +1,13 @@
-"""Kinetics-400, -600 and -700 as people have them: official CSV lists, or class folders.
+"""Kinetics-400, -600 and -700 as people have them: official CSV lists, JSON lists of the 2019 release, class folders.
 
 Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950; Carreira et al., "A Short Note about
 Kinetics-600", arXiv:1808.01340, and "A Short Note on the Kinetics-700 Human Action Dataset", arXiv:1907.06987.
 """
 
+import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from repflow.data.lists import (
@@ -19,8 +20,10 @@ from repflow.data.lists import (
     is_folder,
     official_classes,
     read_csv,
+    read_text,
     relative,
     scan,
+    stem,
     tell_of_copies,
     tell_of_others,
     videos_of,
@@ -31,6 +34,7 @@ _NAME = re.compile(r"(?:rgb_)?([\w-]{11})_(\d{1,6})_(\d{1,6})", re.ASCII)
 _COLUMNS = "label", "youtube_id", "time_start", "time_end", "split"
 
 Clip = tuple[str, int, int]  # YouTube id, start and end in s
+Row = tuple[str, str, str, str]  # of a list: where it stands, the class, the clip's name, the split
 
 
 class Kinetics(Listed):
@@ -41,6 +45,9 @@ class Kinetics(Listed):
     winning, and be named <id>_<start>_<end>, padded with zeros or not, with or without rgb_ in front, with any of
     `lists.ENDINGS`. Many are missing from most copies: they are only listed in `missing`, by their official names,
     <id>_000010_000020.
+
+    With `numbers`, a JSON file {"yoga": 341}, `csv` is a JSON list as the 2019 release has them, of this subset's clips
+    and their numbers: {"rgb_<id>_<start>_<end>.mp4": 341}. The names may be in quotes of their own.
 
     Without `csv`, every video in `root`/<subset>/<label> counts (`root` may be the subset's folder itself). Labels may
     have underscores for spaces, in lists and folders.
@@ -60,10 +67,13 @@ class Kinetics(Listed):
         classes: Collection[str] | PathLike | None = None,
         *,
         edition: int = 400,
+        numbers: PathLike | None = None,
         quarantine: PathLike | None = None,
     ) -> None:
         if edition not in (400, 600, 700):
             raise ValueError(f"edition must be one of 400, 600, 700, got {edition!r}")
+        if (numbers is not None) != (csv is not None and Path(csv).suffix.lower() == ".json"):
+            raise ValueError(f"numbers: expected with a JSON list, to name its numbers; got {numbers} with list {csv}")
         root, official = data_folder(root, subset, SUBSETS), official_classes(f"kinetics{edition}")
         self.classes = choose_classes(classes, official, _spaced)
         labels = dict.fromkeys(official) | {name: label for label, name in enumerate(self.classes)}
@@ -71,7 +81,8 @@ class Kinetics(Listed):
         if csv is None:
             listed = list(_by_folder(root, subset, labels, kind))
         else:
-            wanted, files = _by_list(Path(csv), subset, labels, kind), _index(root, subset, labels)
+            rows = _rows(Path(csv)) if numbers is None else _json_rows(Path(csv), Path(numbers), subset)
+            wanted, files = _by_list(Path(csv), rows, subset, labels, kind), _index(root, subset, labels)
             listed = [("{}_{:06}_{:06}".format(*clip), files.get(clip), label) for clip, label in wanted.items()]
         self._take(root, listed, quarantine)
         self._expect_samples(subset)
@@ -120,12 +131,39 @@ def _clip(name: str) -> Clip | None:
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
-def _by_list(path: Path, subset: str, labels: dict[str, int | None], kind: str) -> dict[Clip, int]:
+def _rows(path: Path) -> Iterator[Row]:
+    for where, (label, *place, split) in read_csv(path, _COLUMNS):
+        yield where, _spaced(label), "_".join(place), split
+
+
+def _json_rows(path: Path, numbers: Path, subset: str) -> Iterator[Row]:
+    names: dict[int, str] = {}
+    for name, number in _read_numbers(numbers).items():
+        name = _spaced(name.strip('"'))
+        if names.setdefault(number, name) != name:
+            raise ValueError(f"{str(numbers)!r}: expected one class a number, {number} has {names[number]!r}, {name!r}")
+    for file, number in _read_numbers(path).items():
+        where = f"{str(path)!r}, {file!r}"
+        if number not in names:
+            raise ValueError(f"{where}: number {number} is not in {str(numbers)!r}; give the file of this list's names")
+        yield where, names[number], stem(file), subset
+
+
+def _read_numbers(path: Path) -> dict[str, int]:
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r}: expected JSON text, {error}; get the file again") from None
+    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
+        raise ValueError(f'{str(path)!r}: expected JSON {{"name": number, ...}}, got something else; get another file')
+    return content
+
+
+def _by_list(path: Path, rows: Iterable[Row], subset: str, labels: dict[str, int | None], kind: str) -> dict[Clip, int]:
     """Label by clip, in the list's order. A clip may be listed twice, not with two labels."""
     wanted: dict[Clip, int | None] = {}
     known = {name: key for key, names in SUBSETS.items() for name in names}
-    for where, (label, *place, split) in read_csv(path, _COLUMNS):
-        name, label = "_".join(place), _spaced(label)
+    for where, label, name, split in rows:
         clip = _clip(name)
         if clip is None:
             raise ValueError(f"{where}: expected an id of 11 letters, digits, - and _, and whole seconds, got {name!r}")
