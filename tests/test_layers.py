@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fill_state_dict import filled
+from tensorflow_layer import tensorflow_flow
 
 from repflow import FlowOfFlow, RepresentationFlow, representation_flow
-from repflow.layers import LEARNABLE, PAPER_SET, scale_clips
+from repflow.layers import LEARNABLE, PAPER_SET, ClipFlow, scale_clips
 from repflow.official import FlowLayer201902, FlowLayer201906
 
 LAYERS = [RepresentationFlow, FlowOfFlow]
@@ -68,6 +69,47 @@ def test_golden_layer_of_june_2019(shared, mode, dtype, tolerance):
         right = expected[f"{mode}/{name}"]
         error = (value - right).abs().max() / max(right.abs().max(), 1)  # float64: absolute where it is below 1
         assert error <= tolerance, f"{name}: {error}"
+
+
+def flow_of(layer, x):
+    """Flow (2, B, C, T-1, H, W) by `layer`, whose channels are taken as they are."""
+    C = x.shape[1]
+    if isinstance(layer, FlowLayer201906):
+        layer.bottleneck.weight.data = torch.eye(C)[:, :, None, None, None].to(x)
+        for kernel in (layer.img_grad, layer.img_grad2, layer.f_grad, layer.f_grad2, layer.div, layer.div2):
+            kernel.data *= torch.eye(C)[:, :, None, None]  # each channel by itself
+        flow = layer.double().flow
+    else:
+        flow = layer.double()
+    with torch.no_grad():
+        return torch.stack(flow(x))
+
+
+def test_what_the_authors_later_layer_repaired(rng):
+    """Inside the maps it computes what ours does; the layer of June 2019 does not."""
+    x, iterations = clips(rng, 1, 2, 4, 24, 22, torch.float64), 3
+    later = torch.from_numpy(tensorflow_flow(x.numpy(), iterations))
+    ours, june = ClipFlow(2, iterations, (), "reference"), FlowLayer201906(2, 2, iterations)
+    inside = (..., slice(0, 3), slice(7, -7), slice(7, -7))  # the border comes in by two pixels an iteration
+    torch.testing.assert_close(flow_of(ours, x)[inside], later[inside], rtol=0, atol=1e-5)
+    assert (flow_of(june, x)[inside] - later[inside]).abs().max() > 0.5
+    turned = torch.from_numpy(tensorflow_flow(x.mT.numpy(), iterations))
+    torch.testing.assert_close(turned.flip(0).mT, later)  # x and y have their own derivatives
+    assert torch.equal(later[:, :, :, -1], later[:, :, :, -2])
+
+
+def test_what_the_authors_later_layer_left(rng):
+    """Zeros around the maps, and a clip's result that depends on the rest of its batch."""
+    x = clips(rng, 2, 2, 4, 24, 22, torch.float64) * torch.tensor([1.0, 3.0])[:, None, None, None, None]
+    alone, beside = (torch.from_numpy(tensorflow_flow(part.numpy()))[:, :1, :, :3] for part in (x[:1], x))
+    ours = ClipFlow(2, 20, (), "reference")
+    assert (alone - beside).abs().max() > 1
+    torch.testing.assert_close(flow_of(ours, x)[:, :1], flow_of(ours, x[:1]))
+    ramp = torch.arange(24.0, dtype=torch.float64).expand(1, 1, 2, 24, 24).clone()
+    ramp[:, :, 1] -= 0.25  # moves to the right by a quarter of a pixel
+    later, ours = torch.from_numpy(tensorflow_flow(ramp.numpy())), flow_of(ClipFlow(1, 20, (), "reference"), ramp)
+    assert (ours[0] - 0.25).abs().max() < 1e-9
+    assert (later[0] - 0.25).abs().max() > 0.1
 
 
 def test_the_june_layer_begins_as_the_identity(rng):
