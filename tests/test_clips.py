@@ -166,6 +166,20 @@ def test_the_2019_preset(made):
     torch.testing.assert_close(clip, -usual)
 
 
+def test_halved_clips_have_every_second_pixel_of_every_second_row(made, tmp_path):
+    source = SyntheticMotion(made)
+    pixels = read_clip(source.samples[0][0], 4, 1)[0]  # the middle one of nine
+    clip, _ = Clips(source, 1, train=False, halved=True)[0]
+    assert clip.shape == (3, 1, 20, 20)
+    for y, x in ((0, 0), (1, 3), (10, 7), (19, 19)):
+        np.testing.assert_allclose(clip[:, 0, y, x], pixels[2 * y, 2 * x] / 127.5 - 1, atol=1e-6)
+    views, _ = Views(source, 1, clips=1, crop=8, halved=True)[0]
+    assert torch.equal(views[0], clip[..., 6:14, 6:14])
+    reduced, cached = (Clips(source, 1, train=False, resize=30, halved=True, cache=c)[0][0] for c in (None, tmp_path))
+    assert reduced.shape == (3, 1, 15, 15)
+    assert torch.equal(reduced, cached)
+
+
 def test_views_are_spread_over_the_video_and_the_longer_side(made):
     data = Views(SyntheticMotion(made), 2, 2, clips=4, crops=3, crop=30)
     views, label = data[3]

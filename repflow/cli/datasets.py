@@ -45,8 +45,8 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
     add("--classes", type=Path, metavar="FILE", help="only these classes, one a line, labels in this order")
-    add("--list", type=Path, metavar="FILE", help="Kinetics: an official CSV file, or JSON with --numbers; HMDB51: lines 'video class'; "
-        "UCF101: the folder of its lists; list: a list, or the folder of train.txt and test.txt "
+    add("--list", type=Path, metavar="FILE", help="Kinetics: an official CSV file, or JSON with --numbers; HMDB51: "
+        "lines 'video class'; UCF101: the folder of its lists; list: a list, or the folder of train.txt and test.txt "
         "(default: ROOT)")  # fmt: skip
     add("--numbers", type=Path, metavar="FILE", help="kinetics: the class names of a JSON list's numbers, JSON too")
     add("--group", metavar="REGEX", help="folder: what it finds in a file's name is the source, whose clips stay "

@@ -51,7 +51,8 @@ class Clips(Dataset[tuple[Inputs, int]]):
     """One clip of each video: (clip, label), clip float32 (3, T, H, W) RGB in [-1, 1].
 
     T is `frames`; every `stride`-th frame of the video is used. A shorter video repeats cyclically, as with lintel.
-    `resize` is the length of the shorter side in pixels, then `crop` the side of the square that is cut out. With
+    `resize` is the length of the shorter side in pixels; `halved` then takes every second pixel of every second row, as
+    the 2019 release does with HMDB51; then `crop` is the side of the square that is cut out. With
     `area`, a training crop is a random share between area[0] and area[1] of the frame instead, with sides as 3:4 to
     4:3, scaled to `crop`. `flip` mirrors half of the training clips; a data set that tells left from right (`directed`)
     refuses it. `inverted` gives 1 - 2x/255, as the 2019 release's weights need.
@@ -89,6 +90,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
         *,
         train: bool,
         resize: int | None = None,
+        halved: bool = False,
         crop: int | None = None,
         area: tuple[float, float] | None = None,
         flip: bool = False,
@@ -120,7 +122,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
             )
         self.flow, self.cache = flow, cache
         self.frames, self.stride, self.train = frames, stride, train
-        self.resize, self.crop, self.area, self.flip = resize, crop, area, flip
+        self.resize, self.halved, self.crop, self.area, self.flip = resize, halved, crop, area, flip
         self.jitter, self.augment = jitter, augment
         self._change = _changes(jitter, augment) if train and (jitter or augment) else None
         self.inverted, self.seed = inverted, seed
@@ -237,17 +239,18 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return numbers if self._room(index) >= 0 else np.array(numbers) % max(self._length(index), 1)
 
     def _read(self, index: int, numbers: range | np.ndarray) -> Tensor:
-        """Frames as uint8 (T, 3, H, W), resized."""
+        """Frames as uint8 (T, 3, H, W), resized, then halved."""
         (path, _), first = self.samples[index], self._starts[index]
         if self.cache is not None:
             pixels = cached_frames(path, self.resize, self.cache)[first + np.asarray(numbers)]
-            return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        if isinstance(numbers, range):
+        elif isinstance(numbers, range):
             pixels = read_clip(path, first + numbers.start, self.frames, self.stride)
         else:
             pixels = read_clip(path, first)[numbers]
         clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return resize(clip, (self.resize,)) if self.resize else clip
+        if self.resize and self.cache is None:
+            clip = resize(clip, (self.resize,))
+        return clip[..., ::2, ::2] if self.halved else clip
 
     def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
         """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
@@ -336,12 +339,13 @@ class Views(Clips):
         clips: int = 10,
         crops: int = 1,
         resize: int | None = None,
+        halved: bool = False,
         crop: int | None = None,
         inverted: bool = False,
         flow: str | os.PathLike[str] | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        options = {"resize": resize, "crop": crop, "inverted": inverted, "flow": flow, "cache": cache}
+        options = {"resize": resize, "halved": halved, "crop": crop, "inverted": inverted, "flow": flow, "cache": cache}
         super().__init__(source, frames, stride, train=False, **options)
         if clips < 1 or crops not in (1, 3) or (crops == 3 and not crop):
             raise ValueError(f"expected clips >= 1, crops 1 or 3, and a crop for 3; got {clips}, {crops}, crop={crop}")

@@ -132,7 +132,7 @@ def describe_clips(clips: Clips) -> dict[str, Any]:
     for path, label in clips.samples:
         place = os.path.relpath(path, clips.root) if clips.root else os.path.basename(path)
         digest.update(f"{place} {label}\n".encode(errors="surrogateescape"))
-    names = "frames", "stride", "resize", "crop", "area", "flip", "jitter", "augment", "inverted", "seed"
+    names = "frames", "stride", "resize", "halved", "crop", "area", "flip", "jitter", "augment", "inverted", "seed"
     settings = {name: getattr(clips, name) for name in names}
     flow = clips.flow if clips.flow in (None, "tvl1") else "given"
     return {"videos": len(clips), "digest": digest.hexdigest()[:16], "flow": flow} | settings
