@@ -13,7 +13,7 @@ from repflow.cli import main
 from repflow.data import SyntheticMotion
 from repflow.evaluation import Predictions
 from repflow.files import read_csv
-from repflow.training import RELEASED, Checkpoint, open_checkpoint
+from repflow.training import open_checkpoint, released
 from repflow.video import VideoError, probe, read_clip
 from repflow.video.write import write_video
 
@@ -79,11 +79,11 @@ def test_labels_are_named_and_in_order(video, tmp_path, capsys):
 
 
 def test_no_order_of_classes_is_assumed(video, tmp_path, capsys):
-    released = Checkpoint(official.HMDBFlowOfFlow(3), RELEASED)
-    assert class_names(released) == ["class 0", "class 1", "class 2"]
-    assert class_names(released, CLASSES) == CLASSES
+    unknown = released(official.HMDBFlowOfFlow(3))
+    assert class_names(unknown) == ["class 0", "class 1", "class 2"]
+    assert class_names(unknown, CLASSES) == CLASSES
     with pytest.raises(ValueError, match="expected 3 names, the network tells so many classes; got 2"):
-        class_names(released, CLASSES[:2])
+        class_names(unknown, CLASSES[:2])
     (tmp_path / "names").write_text("\n".join(reversed(CLASSES)))
     checkpoint = save(tmp_path / "a.pt", "rgb_2d")
     assert main(["classify", str(video), "--checkpoint", checkpoint, "--classes", str(tmp_path / "names")]) == 1

@@ -292,12 +292,14 @@ def test_a_released_checkpoint_is_evaluated(shared, tmp_path, capsys):
     model = official.HMDBFlowOfFlow(2)
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "official.pt")
-    arguments = ["--data", "hmdb51", str(root), "--clips", "1", "--out", str(tmp_path / "out")]
+    (tmp_path / "classes").write_text("brush_hair\nwave\n")
+    arguments = ["--data", "hmdb51", str(root), "--clips", "1", "--classes", str(tmp_path / "classes")]
+    arguments += ["--out", str(tmp_path / "out")]
     assert main(["evaluate", "--checkpoint", str(tmp_path / "official.pt"), *arguments]) == 0
     assert "evaluated 2 of 4 videos" in capsys.readouterr().out
     part = Predictions.load(tmp_path / "out" / "predictions.npz")
     source = HMDB51(root, subset="test", missing_ok=True)
-    views = Views(source, clips=1, frames=16, stride=2, crop=112, resize=128, inverted=True)
+    views = Views(source, clips=1, frames=16, stride=2, crop=112, resize=240, halved=True, inverted=True)
     with torch.no_grad():
         expected = torch.stack([model.eval()(clips)[0].softmax(-1) for clips, _ in views])
     np.testing.assert_allclose(part.probabilities, expected, rtol=1e-3, atol=1e-5)
@@ -381,7 +383,7 @@ def trained(made, tmp_path_factory):
 
 def test_clips_are_cut_and_fed_as_in_training(made, trained, tmp_path, capsys):
     """Whatever way the recipe would have gone: the clips that were trained on decide."""
-    cut = {"stride": 2, "resize": 28, "crop": 20, "inverted": True}
+    cut = {"stride": 2, "resize": 44, "halved": True, "crop": 20, "inverted": True}
     checkpoint = trained("run", **cut)
     command = ["evaluate", "--checkpoint", str(checkpoint), "--data", "synthetic", str(made), "--clips", "1"]
     source = SyntheticMotion(made, "test")
@@ -390,6 +392,8 @@ def test_clips_are_cut_and_fed_as_in_training(made, trained, tmp_path, capsys):
         expected = evaluate(load_model(checkpoint), Views(source, 4, clips=1, **cut | changed), source)
         part = Predictions.load(tmp_path / "out" / "predictions.npz")
         np.testing.assert_allclose(part.probabilities, expected.probabilities, rtol=1e-5)
+    assert main([*command, "--feed", "training"]) == 1
+    assert "is fed as in its training; leave out feed 'training'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--preset", "2019"])
     assert "unrecognized arguments: --preset" in capsys.readouterr().err
@@ -422,9 +426,52 @@ def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog)
 
     del state["config"]["about"]["classes"]
     torch.save(state, tmp_path / "turned.pt")
-    with caplog.at_level("INFO"):
-        assert main(turned) == 0
-    assert "cannot be checked" in caplog.records[-1].message
+    assert main(turned) == 0
+    capsys.readouterr()
+    assert main(turned[:-2]) == 2
+    assert "turned.pt, one a line in the order of its scores" in capsys.readouterr().err
+
+
+def test_an_answer_of_the_released_network_gets_the_name_of_its_class(tmp_path, capsys, monkeypatch):
+    """In the release's own order, in which a file with 34 layers is, and in any other that is told."""
+    monkeypatch.setattr(official.models, "FILTERS", (4, 4, 4, 4))
+    root, alphabetical = tmp_path / "set", sorted(official.HMDB_CLASSES)
+    SyntheticMotion.make(tmp_path / "made", train=1, test=0, unused=0, size=24, frames=3)
+    for name in alphabetical:
+        (root / name).mkdir(parents=True)
+        (root / f"{name}_test_split1.txt").write_text("a.avi 2\n")
+    for name in ("wave", "pour"):
+        shutil.copy(next((tmp_path / "made" / "up").glob("*.avi")), root / name / "a.avi")
+    orders = {"alphabetical": alphabetical, "release": official.HMDB_CLASSES}
+    for name, order in orders.items():
+        (tmp_path / name).write_text("\n".join(order))
+
+    def answers(layers, order, *told):
+        """The exit code for a network that always says "wave" in this order, and the classes that it is said to say."""
+        model = official.HMDBFlowOfFlow(layers=layers)
+        torch.nn.init.zeros_(model.fc.weight)
+        model.fc.bias.data = torch.eye(51)[order.index("wave")]
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+        command = ["evaluate", "--checkpoint", str(tmp_path / "weights.pt"), "--data", "hmdb51", str(root)]
+        code = main([*command, "--clips", "1", "--out", str(tmp_path / "out"), *told])
+        if code:
+            return code, None
+        part = Predictions.load(tmp_path / "out" / "predictions.npz")
+        assert measures(part)["top1"] == 50 * (part.classes == order)
+        return code, {part.classes[label] for label in part.probabilities.argmax(1)[part.evaluated]}
+
+    release = ("--classes", str(tmp_path / "release"))
+    assert answers(34, official.HMDB_CLASSES) == (0, {"wave"})
+    assert answers(34, official.HMDB_CLASSES, *release) == (0, {"wave"})
+    assert answers(50, official.HMDB_CLASSES, *release) == (0, {"wave"})
+    assert answers(50, alphabetical, "--classes", str(tmp_path / "alphabetical")) == (0, {"wave"})
+    mistaken = official.HMDB_CLASSES[alphabetical.index("wave")]
+    assert answers(50, alphabetical, *release) == (0, {mistaken})
+    capsys.readouterr()
+    assert answers(34, official.HMDB_CLASSES, "--classes", str(tmp_path / "alphabetical")) == (1, None)
+    assert "from label 0 on ['pour', 'stand'" in capsys.readouterr().err
+    assert answers(50, alphabetical) == (2, None)
+    assert "--classes FILE: expected the classes of" in capsys.readouterr().err
 
 
 def test_training_and_validation_have_the_same_classes(made):

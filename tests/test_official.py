@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -18,11 +19,13 @@ from torch import nn
 
 from repflow import __version__
 from repflow.cli import main
+from repflow.data.lists import official_classes
 from repflow.official import CheckpointError, HMDBFlowOfFlow, KineticsModel, checkpoints, convert, kind_of, load, models
-from repflow.training import open_checkpoint
+from repflow.training import open_checkpoint, released
 
-NAMES = {"kinetics_model": KineticsModel, "hmdb_flow_of_flow": HMDBFlowOfFlow}
-BOTH = pytest.mark.parametrize("build", NAMES.values())
+RESNET34 = partial(HMDBFlowOfFlow, layers=34)
+NAMES = {"kinetics_model": KineticsModel, "hmdb_flow_of_flow": HMDBFlowOfFlow, "hmdb_flow_of_flow_34": RESNET34}
+ALL = pytest.mark.parametrize("build", NAMES.values(), ids=NAMES)
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_golden_networks(shared, name):
         torch.testing.assert_close(scores.double(), torch.from_numpy(golden["logits"]), rtol=0, atol=tolerance)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("shape", [(2, 3, 15, 15, 17), (1, 3, 16, 112, 112), (1, 3, 16, 128, 171), (1, 3, 64, 64, 48)])
 def test_clips_of_many_sizes(build, shape, narrow):
     built = network(build, 5).eval()
@@ -74,14 +77,16 @@ def test_clips_of_many_sizes(build, shape, narrow):
     assert scores.isfinite().all()
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("shape", [(3, 16, 32, 32), (1, 4, 16, 32, 32), (0, 3, 16, 32, 32), (1, 3, 8, 112, 112)])
 def test_other_shapes_are_refused(build, shape, narrow):
     with pytest.raises(ValueError, match=r"expected clips \(B, 3, T, H, W\) .* T >= 1[15]"):
         build()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(("build", "frames", "side"), [(KineticsModel, 11, 15), (HMDBFlowOfFlow, 15, 9)])
+@pytest.mark.parametrize(
+    ("build", "frames", "side"), [(KineticsModel, 11, 15), (HMDBFlowOfFlow, 15, 9), (RESNET34, 15, 9)]
+)
 def test_the_smallest_clips_are_seen(build, frames, side, narrow):
     built = network(build).eval()
     one, other = (built(clips(1, 3, frames, side, side, seed=seed)) for seed in (0, 1))
@@ -105,7 +110,7 @@ def test_same_padding_is_the_least_and_comes_behind():
         assert line.sum() == size
 
 
-@BOTH
+@ALL
 def test_gradients_in_training(build, narrow):
     built, x = network(build, 5).train(), clips(2, 3, 16, 32, 32).requires_grad_()
     built(x).square().sum().backward()
@@ -114,7 +119,7 @@ def test_gradients_in_training(build, narrow):
         assert p.grad.any(), name
 
 
-@BOTH
+@ALL
 def test_iterations_are_those_of_every_flow_layer(build, narrow):
     built, x = network(build, 5, 10).eval(), clips(1, 3, 16, 32, 32)
     before = built(x)
@@ -127,7 +132,12 @@ def test_iterations_are_those_of_every_flow_layer(build, narrow):
     assert {module.n_iter for module in build(5, 3).modules() if hasattr(module, "n_iter")} == {3}
 
 
-@BOTH
+def test_the_number_of_layers_is_34_or_50():
+    with pytest.raises(ValueError, match="layers: expected one of 34, 50, got 18"):
+        HMDBFlowOfFlow(layers=18)
+
+
+@ALL
 def test_compiles_whole(build, narrow):
     built, x = network(build, 5).eval(), clips(1, 3, 15, 16, 16)
     compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
@@ -184,6 +194,54 @@ def test_loads_the_flow_of_flow_network_and_it_computes(narrow, tmp_path):
     before_2020(original.state_dict(), tmp_path / "weights.pt")
     built, x = load(str(tmp_path / "weights.pt"), model="hmdb_flow_of_flow"), clips(1, 3, 16, 32, 32)
     assert torch.equal(built(x), original(x))
+
+
+def test_the_hmdb51_file_in_the_form_of_its_release(shared, tmp_path):
+    """34 layers, saved on a GPU in several processes' form by PyTorch 0.4; only names and shapes tell what it is."""
+    golden, path = np.load(shared / "golden" / "hmdb_flow_of_flow_34_logits.npz"), tmp_path / "hmdb.pt"
+    state = filled(RESNET34().state_dict(), int(golden["salt"]))
+    before_2020({"state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
+    here, there = (b"X" + struct.pack("<I", len(place)) + place for place in (b"cpu", b"cuda:0"))
+    assert here in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(here, there))
+    model, cut, _, classes = open_checkpoint(path)
+    assert cut == {"frames": 32, "stride": 2, "resize": 240, "halved": True, "crop": 112, "inverted": True}
+    assert sorted(classes) == official_classes("hmdb51") != classes
+    with torch.no_grad():
+        scores = model(clips(*golden["shape"], seed=int(golden["input_seed"])))
+    torch.testing.assert_close(scores.double(), torch.from_numpy(golden["logits"]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "iterations"), [(34, 20), (50, 10)])
+def test_34_layers_are_told_from_50(layers, iterations, narrow, tmp_path):
+    """Also of half precision, and in a folder by `convert`, which may be given any name."""
+    path, x = tmp_path / "layers50.pt", clips(1, 3, 17, 32, 32, seed=layers)
+    original = network(HMDBFlowOfFlow, 51, None, layers).half()
+    before_2020({f"module.{name}": value for name, value in original.state_dict().items()}, path)
+    convert(path, kind_of(path), tmp_path / "layers34")
+    for place in (path, tmp_path / "layers34"):
+        checkpoint = open_checkpoint(place)
+        assert {module.n_iter for module in checkpoint.model.modules() if hasattr(module, "n_iter")} == {iterations}
+        assert torch.equal(checkpoint.model(x), original.float().eval()(x))
+        assert (checkpoint.classes is None) == (layers == 50)
+    mixed = original.state_dict() | {"fc.weight": network(HMDBFlowOfFlow, 51, None, 84 - layers).fc.weight}
+    zipped(mixed, path)
+    with pytest.raises(CheckpointError, match=r"1 of another kind: fc\.weight \(51, "):
+        load(path, None)
+
+
+def test_the_kinetics_network_is_fed_as_in_its_demonstration_or_its_training(narrow, tmp_path):
+    path = tmp_path / "kinetics.pt"
+    zipped(KineticsModel().state_dict(), path)
+    as_shown, as_trained = open_checkpoint(path), open_checkpoint(path, feed="training")
+    assert as_shown.clips == {"frames": 79, "stride": 1, "resize": 256, "crop": 224, "inverted": False}
+    assert as_trained.clips == {"frames": 16, "stride": 2, "resize": 128, "crop": 112, "inverted": True}
+    assert as_shown.classes == as_trained.classes == official_classes("kinetics400")
+    with pytest.raises(ValueError, match="feed: expected one of demonstration, training, got 'upright'"):
+        open_checkpoint(path, feed="upright")
+    with pytest.raises(ValueError, match="this one is HMDB51's; leave out 'training'"):
+        released(RESNET34(), "training")
+    assert released(RESNET34(50)).classes is None
 
 
 def test_a_released_checkpoint_is_opened_once(state, tmp_path, monkeypatch):
@@ -484,7 +542,15 @@ def test_a_folder_by_convert_says_what_it_is(source, tmp_path):
         load(out, "hmdb_flow_of_flow")
     with pytest.raises(CheckpointError, match="folder"):
         convert(out, "kinetics", tmp_path / "other")
-    for text in (b"", b"[]", b"{}", b"[" * 10**5, b"\xff", json.dumps(record | {"iterations": "many"}).encode()):
+    for text in (
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 10**5,
+        b"\xff",
+        json.dumps(record | {"iterations": "many"}).encode(),
+        json.dumps(record | {"iterations": 0}).encode(),
+    ):
         (out / "model.json").write_bytes(text)
         with pytest.raises(CheckpointError, match=str(out)):
             load(out)

@@ -26,6 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="weights: of a run of this package, or a .pt file (or its conversion) of the 2019 release")  # fmt: skip
     add("--key", metavar="NAME",
         help="what the weights in a file not of this package are called, such as state_dict_ema")  # fmt: skip
+    add("--feed", choices=("demonstration", "training"),
+        help="clips of the 2019 release's Kinetics network: as its demonstration cuts them (224 pixels, upright; the "
+        "default), or its training (112 pixels, inverted)")  # fmt: skip
     add("--predictions", type=Path, nargs="+", metavar="FILE", help="instead: what earlier evaluations saved")
     add("--weights", type=float, nargs="+", metavar="W", help="fuse those predictions: a weight for each")
     add_dataset(parser)
@@ -41,9 +44,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Top-1 and top-5 accuracy on test videos, with 95 % intervals, and how many of the expected videos were evaluated.
-    Clips are cut as in the checkpoint's training, and its classes taken in its order. With several --predictions: their
-    weighted fusion, or without --weights the mean over folds. Several processes share the videos: torchrun
-    --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate ..."""
+    Clips are cut as in the checkpoint's training, and its classes taken in its order; a file that does not tell them
+    needs --classes. With several --predictions: their weighted fusion, or without --weights the mean over folds.
+    Several processes share the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate
+    ..."""
     from repflow.evaluation import folds, measures, write_evaluation, write_metrics
     from repflow.processes import process_group
 
@@ -96,7 +100,7 @@ def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, A
     if arguments.weights:
         raise UsageError("--weights: fusion takes --predictions of several models")
     check_dataset(arguments)
-    checkpoint = open_checkpoint(arguments.checkpoint, arguments.key)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.key, arguments.feed)
     _check_fold(arguments, checkpoint)
     row = _row(arguments, checkpoint) if arguments.ours else {}
     source = _source(arguments, checkpoint)
@@ -106,13 +110,20 @@ def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, A
 
 
 def _source(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> "Listed":
-    """The test videos of the checkpoint's classes, in its order. Raises ValueError where --classes asks for others."""
+    """The test videos of the checkpoint's classes, in its order.
+
+    Raises ValueError where --classes asks for others, and UsageError where neither tells the order.
+    """
     from repflow.evaluation import check_classes
 
-    source, known = open_dataset(arguments, "test"), checkpoint.classes
+    known = checkpoint.classes
+    if known is None and not arguments.classes:
+        raise UsageError(
+            f"--classes FILE: expected the classes of {arguments.checkpoint}, one a line in the order of its scores, "
+            "because it does not tell them; in another order every accuracy is wrong"
+        )
+    source = open_dataset(arguments, "test")
     if known is None:
-        _log.info("%s does not say its classes: whether their order is the data set's cannot be checked",
-                  arguments.checkpoint)  # fmt: skip
         return source
     if not arguments.classes and source.classes != known:
         _log.info("the %d classes are taken from %s, in its order; the data set has %d",

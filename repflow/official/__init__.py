@@ -2,9 +2,10 @@
 
 from repflow.official.checkpoints import CheckpointError, build, convert, kind_of, load, of_training, read
 from repflow.official.layers import FlowLayer201902, FlowLayer201906
-from repflow.official.models import HMDBFlowOfFlow, KineticsModel
+from repflow.official.models import HMDB_CLASSES, HMDBFlowOfFlow, KineticsModel
 
 __all__ = [
+    "HMDB_CLASSES",
     "CheckpointError",
     "FlowLayer201902",
     "FlowLayer201906",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from repflow._version import __version__
+from repflow.arguments import whole_number
 from repflow.files import beside
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
 
@@ -36,7 +37,8 @@ def load(path: str | Path, model: str | None = "kinetics", key: str | None = Non
     path: a file by torch.save, of any year, that holds a state dict, or a dictionary with one under a name among
         `WRAPPERS`; its keys may begin with the `PREFIXES`. Or a .safetensors file, or a folder by `convert`.
     model: "kinetics" or "hmdb_flow_of_flow"; None takes the one whose classifier the file has. The classifier's shape
-        gives the number of classes.
+        gives the number of classes, and its blocks tell whether "hmdb_flow_of_flow" has 34 layers or 50. The solver's
+        iterations are in no file: they are the release's for that network, or those in the record of a folder.
     key: the state dict's name in the file if it is another one, such as "state_dict_ema".
 
     Raises CheckpointError if the file cannot be read, or if its weights do not fit or are not finite; ValueError for
@@ -63,6 +65,8 @@ def build(content: Any, path: str | Path, model: str | None = None, key: str | N
         weight = state.get(classifier)
         if weight is not None and weight.ndim and weight.numel():
             options["num_classes"] = len(weight)
+        if network_class is HMDBFlowOfFlow:
+            options["layers"] = 50 if "layer1.0.conv3.weight" in state else 34
         with torch.device("meta"):  # without values: they come from the file
             network = network_class(**options)
         network.load_state_dict(_fitted(state, network.state_dict()), assign=True)
@@ -191,7 +195,7 @@ def _iterations(file: Path, model: str) -> int:
     """The solver's iterations in the record that `convert` wrote."""
     with _damage_named():
         record = json.loads(file.read_text(encoding="utf-8"))
-        recorded, iterations = record["model"], int(record["iterations"])
+        recorded, iterations = record["model"], whole_number("iterations", record["iterations"], 1)
     if recorded != model:
         raise CheckpointError(f"expected weights of {model!r}, got those of {recorded!r}")
     return iterations

@@ -48,7 +48,7 @@ Batch norm is synchronised over GPUs. PyTorch cannot do so over processes on CPU
 
 from repflow.evaluation import motion_accuracy, predict
 from repflow.training.batches import Part, split
-from repflow.training.checkpoint import RELEASED, Checkpoint, load_model, open_checkpoint, read_checkpoint
+from repflow.training.checkpoint import FEEDS, Checkpoint, load_model, open_checkpoint, read_checkpoint, released
 from repflow.training.folder import TrainingError, seconds_of
 from repflow.training.follow import follow
 from repflow.training.learner import FLOW_PARAMETERS, parameter_groups
@@ -56,9 +56,9 @@ from repflow.training.loop import Trained, train
 from repflow.training.recipe import PRESETS, Recipe
 
 __all__ = [
+    "FEEDS",
     "FLOW_PARAMETERS",
     "PRESETS",
-    "RELEASED",
     "Checkpoint",
     "Part",
     "Recipe",
@@ -71,6 +71,7 @@ __all__ = [
     "parameter_groups",
     "predict",
     "read_checkpoint",
+    "released",
     "seconds_of",
     "split",
     "train",

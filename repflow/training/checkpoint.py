@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 from repflow import official
 from repflow.data import PRESETS
+from repflow.data.lists import official_classes
 from repflow.models import build_model
 
-# The size before the crop is our choice: the release does not say its own.
-RELEASED: dict[str, Any] = PRESETS["2019"] | {"resize": 128}
+# How the release's Kinetics network is fed: by its demonstration, a whole sample video of 79 frames; by its training
+# loader, where the size before the crop is our choice, because the release does not say its own.
+FEEDS: dict[str, dict[str, Any]] = {
+    "demonstration": {"frames": 79, "stride": 1, "resize": 256, "crop": 224, "inverted": False},
+    "training": PRESETS["2019"] | {"resize": 128},
+}
+# HMDB51's frames have 240 lines, so `resize` leaves those alone that are not narrower; it makes other videos fit.
+_HMDB: dict[str, Any] = PRESETS["2019"] | {"resize": 240, "halved": True}
 _CLASSIFIER = re.compile(r"(?:^|\.)classify\.")
+_CUT = "frames", "stride", "resize", "halved", "crop", "inverted"
 _PARTS = {"step", "config", "model", "optimizer", "schedule", "precision", "losses", "best"}
 
 
@@ -22,8 +30,8 @@ class Checkpoint(NamedTuple):
     """A trained model and how it was trained.
 
     model: on the CPU, in eval mode; clips: the arguments of `Clips` and `Views` that cut clips as its training did;
-    config: the run's, as in config.json; classes: names in the order of the scores. The last two are None if the
-    checkpoint does not have them, as those of the 2019 release.
+    config: the run's, as in config.json, None for the 2019 release's; classes: names in the order of the scores, None
+    where nothing tells it.
     """
 
     model: nn.Module
@@ -32,26 +40,57 @@ class Checkpoint(NamedTuple):
     classes: list[str] | None = None
 
 
-def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, key: str | None = None, feed: str | None = None) -> Checkpoint:
     """Read a checkpoint of `train`, or weights of the 2019 release in any form that `official.load` takes, with `key`.
 
-    Flow that was read from a folder is not in `clips`, since that folder may have moved. Raises CheckpointError (a
-    ValueError) for anything else.
+    feed: see `released`, for the release's weights alone. Flow that was read from a folder is not in `clips`, since
+    that folder may have moved. Raises CheckpointError (a ValueError) for anything else.
 
         >>> checkpoint = open_checkpoint("runs/motion/best.pt")
         >>> views = Views(source, clips=10, **checkpoint.clips)
     """
     content = official.read(path)
     if not official.of_training(content):
-        return Checkpoint(official.build(content, path, key=key), dict(RELEASED))
-    if key:
-        raise official.CheckpointError(f"{path}: a checkpoint of `repflow train` has one model, leave out key {key!r}")
+        return released(official.build(content, path, key=key), feed)
+    for name, value in (("key", key), ("feed", feed)):
+        if value:
+            raise official.CheckpointError(
+                f"{path}: a checkpoint of `repflow train` has one model, and is fed as in its training; leave out "
+                f"{name} {value!r}"
+            )
     config = content["config"]
     trained_on = config["training"]
-    clips = {name: trained_on[name] for name in ("frames", "stride", "resize", "crop", "inverted")}
+    clips = {name: trained_on[name] for name in _CUT if name in trained_on}
     if trained_on["flow"] == "tvl1":
         clips["flow"] = "tvl1"
     return Checkpoint(_model(content), clips, config, config["about"].get("classes"))
+
+
+def released(network: nn.Module, feed: str | None = None) -> Checkpoint:
+    """A network of `repflow.official` with the clips and the classes of the release's own.
+
+    The release feeds its Kinetics network in two ways. Its demonstration, the default because it is what was published
+    to show these weights at work: upright pixels, 2x/255 - 1, every frame, 224 pixels. Its training loader, with feed
+    "training": 1 - 2x/255, every second of 32 frames, 112 pixels. The HMDB51 network has its loader alone: 1 - 2x/255,
+    every second frame, 32 of them with 34 layers and 16 with 50, every second pixel of every second row, 112 pixels.
+
+    400 classes of Kinetics are in alphabetical order, as the demonstration names them; 51 of HMDB51, with 34 layers, in
+    that of `official.HMDB_CLASSES`. Any other network was trained by somebody else: its order is not known. Raises
+    ValueError for another feed.
+
+        >>> released(official.load("kinetics.pt")).clips["crop"]
+        224
+    """
+    if isinstance(network, official.KineticsModel):
+        if feed not in (*FEEDS, None):
+            raise ValueError(f"feed: expected one of {', '.join(FEEDS)}, got {feed!r}")
+        classes = official_classes("kinetics400") if network.classify.out_channels == 400 else None
+        return Checkpoint(network.eval(), dict(FEEDS[feed or "demonstration"]), None, classes)
+    if feed:
+        raise ValueError(f"feed: only the Kinetics network has two, this one is HMDB51's; leave out {feed!r}")
+    basic = network.layers == 34
+    classes = list(official.HMDB_CLASSES) if basic and network.fc.out_features == 51 else None
+    return Checkpoint(network.eval(), _HMDB | {"frames": 32 if basic else 16}, None, classes)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
