@@ -24,7 +24,7 @@ from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
 from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _MAGIC = 202021.25  # what a .flo file begins with
-AT_ONCE = {"cpu": 0, "cuda": 2**21}  # pixels in a batch: a GPU is slow at small ones, a core is not
+AT_ONCE = {"cpu": 2**16, "cuda": 2**21}  # pixels in a batch: small pictures cost more to call for than to compute
 
 
 def video_flow(

@@ -40,13 +40,13 @@ class Setting:
     held_out: bool = False
     train_clips: int = 0
     order: Literal["kept", "shuffled"] = "kept"
-    steps: int = 500
+    steps: int = 300
     batch: int = 16
     rate: float = 3e-3
     weight_decay: float = 0.01
     dropout: float = 0.0
     frames: int = 9
-    stride: int = 3
+    stride: int = 5
     resize: int = 64
     crop: int = 56
     flip: bool = True
