@@ -145,6 +145,17 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
     return _finished(figure)
 
 
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
+    """How often clips of a class (row) were taken for each class (column): (N, N) of int; names up to 16 classes."""
+    figure, axes = plt.subplots(figsize=(6.4, 5.6), layout="constrained")
+    figure.colorbar(axes.imshow(counts, cmap="viridis"), label="clips")
+    if len(classes) <= 16:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    return _finished(figure)
+
+
 def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps: float) -> None:
     """Write uint8 (H, W, 3) pictures as a GIF that repeats, whole or not at all.
 

@@ -399,14 +399,12 @@ def test_clips_are_cut_and_fed_as_in_training(made, trained, tmp_path, capsys):
     assert "unrecognized arguments: --preset" in capsys.readouterr().err
 
 
-def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys, caplog):
+def test_a_checkpoint_knows_its_classes(made, trained, tmp_path, capsys):
     checkpoint = trained("run", classes=["left", "up"])
     assert open_checkpoint(checkpoint).classes == ["left", "up"]
     command = ["evaluate", "--checkpoint", str(checkpoint), "--data", "synthetic", str(made), "--clips", "1"]
-    with caplog.at_level("INFO"):
-        assert main(command) == 0
+    assert main(command) == 0
     assert "evaluated 2 of 2 videos" in capsys.readouterr().out
-    assert sum("the 2 classes are taken from" in record.message for record in caplog.records) == 1
     (tmp_path / "others").write_text("left\nright\n")
     assert main([*command, "--classes", str(tmp_path / "others")]) == 1
     assert "2, from label 1 on ['up'] and 2, from label 1 on ['right']" in capsys.readouterr().err

@@ -252,6 +252,10 @@ NEEDS = re.compile(r"hmdb51|kinetics|official\.pt|\bGPU", re.IGNORECASE)
 NEEDING = ("train", "evaluate", "convert", "data unpack")
 
 
+# A text's way from a folder of videos to the labels of a new one: these belong together.
+OWN = [line for line in BLOCKS if re.search(r"my_videos|runs/mine", line)]
+
+
 def words_of(line):
     words = shlex.split(line, comments=True)
     return words, " ".join(words[: 2 if words[0] in ("data", "bench") else 1])
@@ -323,7 +327,7 @@ def run_tiny(words, key):
     [
         pytest.param(line, id=shown_as(line), marks=pytest.mark.slow if line.startswith("bench ") else ())
         for line in BLOCKS + WHOLE
-        if "--help" not in line
+        if "--help" not in line and line not in OWN
     ],
 )
 def test_a_command_in_the_texts_runs_in_tiny_form_or_says_what_it_needs(line):
@@ -336,6 +340,27 @@ def test_a_command_in_the_texts_runs_in_tiny_form_or_says_what_it_needs(line):
         assert recipe.batch > 0
         with torch.device("meta"):
             build_model(arguments.model, 51, **options)
+
+
+@pytest.mark.usefixtures("inside")
+def test_from_own_videos_to_labels(world, capsys):
+    """The commands of the text, one after the other, on three classes of four videos."""
+    for path in sorted((world / "data" / "hmdb51").glob("[du]*/*.avi"))[:6]:
+        folder = world / "data" / "my_videos" / path.parent.name
+        for copy in range(2):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"{path.stem}_{copy}.avi")
+    assert [words_of(line)[1] for line in OWN] == ["data check", "train", "evaluate", "classify"]
+    for line in OWN:
+        capsys.readouterr()
+        words, key = words_of(line)
+        assert main([*words, *TINY[key].replace("backbone=tiny_2d", "").split()]) == 0
+    classes = {path.name for path in (world / "data" / "my_videos").iterdir() if path.is_dir()}
+    said = capsys.readouterr().out
+    assert said.startswith("my.mp4")
+    assert all(name in said for name in classes)
+    measured = json.loads((world / "runs" / "mine" / "test" / "metrics.json").read_text())
+    assert measured["evaluated"] == measured["expected"] > 0
 
 
 def test_tools_that_the_texts_run_are_there():

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from repflow.evaluation import Predictions
     from repflow.training import Checkpoint
 
-_log = logging.getLogger(__name__)
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `repflow evaluate`."""
@@ -48,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     needs --classes. With several --predictions: their weighted fusion, or without --weights the mean over folds.
     Several processes share the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate
     ..."""
-    from repflow.evaluation import folds, measures, write_evaluation, write_metrics
     from repflow.processes import process_group
 
     if (arguments.checkpoint is None) == (arguments.predictions is None):
@@ -57,35 +54,50 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
     if arguments.batch < 1:
         raise UsageError(f"--batch: expected a whole number >= 1, got {arguments.batch}")
-    facts: dict[str, object] = {}
     started = perf_counter()
-    if arguments.checkpoint:
-        with process_group() as first:
-            if not first:
-                logging.getLogger("repflow").setLevel(logging.WARNING)  # the first one speaks
-            part, row = _evaluated(arguments)
-            parts, facts = [part], {name: str(v) for name, v in vars(arguments).items() if v}
+    if arguments.predictions:
+        return _compared(arguments)
+    with process_group() as first:
         if not first:
-            return 0
-        facts.pop("command")
-    else:
-        parts = _loaded(arguments)
-    if len(parts) > 1:
-        for part in parts:
-            _show(measures(part))
-        mean = folds(parts)
-        _show(mean)
-        if arguments.out:
-            write_metrics(arguments.out, mean | {"predictions": arguments.predictions})
+            logging.getLogger("repflow").setLevel(logging.WARNING)  # the first one speaks
+        predictions, row = _evaluated(arguments)
+    if not first:
         return 0
-    measured = write_evaluation(parts[0], arguments.out, facts) if arguments.out else measures(parts[0])
-    _show(measured)
+    measured = _told(predictions, arguments)
     if arguments.ours:
         from repflow.lab.results import add_result
 
         row["seconds"] += perf_counter() - started
         add_result(arguments.ours, measured, **row)
     return 0
+
+
+def _compared(arguments: argparse.Namespace) -> int:
+    """Fuse saved predictions where there are weights, else show each and the mean over folds."""
+    from repflow.evaluation import Predictions, folds, fuse, measures, write_metrics
+
+    parts = [Predictions.load(path) for path in arguments.predictions]
+    if arguments.weights or len(parts) == 1:
+        _told(fuse(parts, arguments.weights) if arguments.weights else parts[0], arguments)
+        return 0
+    for part in parts:
+        _show(measures(part))
+    mean = folds(parts)
+    _show(mean)
+    if arguments.out:
+        write_metrics(arguments.out, mean | {"predictions": arguments.predictions})
+    return 0
+
+
+def _told(predictions: "Predictions", arguments: argparse.Namespace) -> dict[str, float | int]:
+    """Show what predictions are worth, write them to --out, and return it."""
+    from repflow.evaluation import measures, write_evaluation
+
+    asked = {name: str(value) for name, value in vars(arguments).items() if value and name != "command"}
+    facts = asked if arguments.checkpoint else {}
+    measured = write_evaluation(predictions, arguments.out, facts) if arguments.out else measures(predictions)
+    _show(measured)
+    return measured
 
 
 def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any]]":
@@ -122,14 +134,9 @@ def _source(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> "Listed"
             f"--classes FILE: expected the classes of {arguments.checkpoint}, one a line in the order of its scores, "
             "because it does not tell them; in another order every accuracy is wrong"
         )
-    source = open_dataset(arguments, "test")
-    if known is None:
-        return source
-    if not arguments.classes and source.classes != known:
-        _log.info("the %d classes are taken from %s, in its order; the data set has %d",
-                  len(known), arguments.checkpoint, len(source.classes))  # fmt: skip
-        source = open_dataset(arguments, "test", known)
-    check_classes(known, source.classes, f"{arguments.checkpoint} and the data set")
+    source = open_dataset(arguments, "test", known)
+    if known is not None:
+        check_classes(known, source.classes, f"{arguments.checkpoint} and the data set")
     return source
 
 
@@ -173,13 +180,6 @@ def _row(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> dict[str, A
         "seed": config["recipe"]["seed"],
         "seconds": seconds_of(arguments.checkpoint),
     }
-
-
-def _loaded(arguments: argparse.Namespace) -> "list[Predictions]":
-    from repflow.evaluation import Predictions, fuse
-
-    parts = [Predictions.load(path) for path in arguments.predictions]
-    return [fuse(parts, arguments.weights)] if arguments.weights else parts
 
 
 def _show(measured: dict[str, float | int]) -> None:
