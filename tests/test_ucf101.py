@@ -1,10 +1,15 @@
 """UCF101's official lists in miniature and whole, its groups, and what trains on them."""
 
+import itertools
+import shutil
 import warnings
 
+import numpy as np
 import pytest
+import torch
 
-from repflow.data import HMDB51, UCF101
+from repflow.data import HMDB51, UCF101, Clips, SyntheticMotion, Views
+from repflow.lab.sweeps import real_video
 from repflow.lab.sweeps.real_video import chosen
 from repflow.training import split
 
@@ -152,3 +157,66 @@ def test_the_official_lists(shared, tmp_path):
     with warnings.catch_warnings(action="error"):
         sizes = [[len(HMDB51(tmp_path / "hmdb", fold, subset)) for fold in (1, 2, 3)] for subset in ("train", "test")]
     assert sizes == [[3570] * 3, [1530] * 3]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five classes of UCF101, each with a test video and three training videos of three groups, all generated."""
+    folder = tmp_path_factory.mktemp("five")
+    SyntheticMotion.make(folder / "made", train=1, test=0, unused=0, size=40, frames=9)
+    videos = itertools.cycle(sorted((folder / "made").glob("*/*.avi")))
+    lists = folder / "ucf101" / "ucfTrainTestlist"
+    lists.mkdir(parents=True)
+    (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(real_video.CLASSES, 1)))
+    lines = {"trainlist01": "", "testlist01": ""}
+    for label, name in enumerate(real_video.CLASSES, 1):
+        (folder / "ucf101" / name).mkdir()
+        for group in (1, 2, 3, 4):
+            place = f"{name}/v_{name}_g0{group}_c01.avi"
+            shutil.copy(next(videos), folder / "ucf101" / place)
+            lines["testlist01" if group == 1 else "trainlist01"] += f"{place}\n" if group == 1 else f"{place} {label}\n"
+    for name, text in lines.items():
+        (lists / f"{name}.txt").write_text(text)
+    return folder / "ucf101"
+
+
+def test_the_study_of_real_video(five):
+    """It trains on what it says, and its measures are shares of the test videos."""
+    tiny = {"data": str(five), "steps": 10, "batch": 4, "frames": 3, "stride": 2, "resize": 36, "crop": 32, "views": 2}
+    found = real_video.real_video(system="repflow_2d", iterations=2, **tiny)
+    assert found["clips"] == 15
+    assert found["top1"] * 5 / 100 in {0, 1, 2, 3, 4, 5}
+    assert round(found["actions"] * 3 / 100, 6) in {0, 1, 2, 3}
+    assert [f"loss_{tenth}" for tenth in range(10, 101, 10)] == [name for name in found if name.startswith("loss_")]
+    assert found["loss_10"] == pytest.approx(np.log(5), rel=0.5)
+    fewer = real_video.real_video(system="difference_2d", train_clips=2, order="shuffled", **tiny)
+    assert fewer["clips"] == 10
+    assert real_video.real_video(system="rgb_2d", held_out=True, **tiny)["clips"] == 10
+
+
+def test_shuffled_clips_hold_the_same_frames(five):
+    test = UCF101(five, subset="test")
+    for kind, shuffled, options in (
+        (Clips, real_video.Shuffled, {"train": True}),
+        (Views, real_video.ShuffledViews, {"clips": 2}),
+    ):
+        plain, mixed = (a(test, 7, **options)[0][0] for a in (kind, shuffled))
+        frames = [[frame.numpy().tobytes() for frame in clip.unbind(-3)] for clip in (plain, mixed)]
+        assert sorted(frames[0]) == sorted(frames[1])
+        assert frames[0] != frames[1]
+        assert torch.equal(mixed, shuffled(test, 7, **options)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"system": "two_stream_2d"}, "expected extracted flow in .*ucf101-flow"),
+        ({"system": "repflow_3d"}, "model: expected one of"),
+        ({"views": 0}, "views: expected a whole number >= 1, got 0"),
+        ({"system": "rgb_2d", "iterations": 3}, "rgb_2d takes the options"),
+    ],
+)
+def test_a_setting_that_cannot_run_is_told_before(five, setting, message):
+    values = vars(real_video.Setting(**({"data": str(five)} | setting)))
+    with pytest.raises(ValueError, match=message):
+        real_video.check(**values)

@@ -142,6 +142,8 @@ def check(**values: Any) -> None:
     for name in ("steps", "batch", "stride", "views"):
         if values[name] < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {values[name]}")
+    with torch.device("meta"):
+        build_model(setting.system, len(CLASSES), **setting.model_options())
     flow = setting.clip_options()["flow"]
     if setting.data:
         UCF101(setting.root, setting.fold, "test", CLASSES)
@@ -149,8 +151,6 @@ def check(**values: Any) -> None:
             raise ValueError(
                 f"{setting.system}: expected extracted flow in {flow!r}: repflow data extract-flow {setting.root}"
             )
-    with torch.device("meta"):
-        build_model(setting.system, len(CLASSES), **setting.model_options())
 
 
 def chosen(samples: Sequence[tuple[Any, int]], count: int, seed: int) -> list[tuple[Any, int]]:
