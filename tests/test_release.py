@@ -253,7 +253,7 @@ NEEDING = ("train", "evaluate", "convert", "data unpack")
 
 
 # A text's way from a folder of videos to the labels of a new one: these belong together.
-OWN = [line for line in BLOCKS if re.search(r"my_videos|runs/mine", line)]
+OWN = [line for line in BLOCKS if re.search(r"my_videos|runs/mine", line) and not line.startswith("run ")]
 
 
 def words_of(line):

@@ -47,7 +47,7 @@ class Stream(nn.Module):
         frames, self.least_side = backbone.least
         if frames_lost:
             frames = frames_lost + frames if flow_after == 0 else frames_lost * backbone.time_stride + 1
-        self.least_frames = frames
+        self.least_frames = frames + (source is not None)  # each source makes one of two frames
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -57,9 +57,9 @@ class Stream(nn.Module):
     def below(self, x: Tensor) -> Tensor:
         """What the flow layer sees: the maps of the stages before it, (B, C', T', H', W')."""
         if self.source is not None:
-            _check(x, 3, self.least_frames + 1, self.least_side)
+            _check(x, 3, self.least_frames, self.least_side)
             x = self.source(x)
-        _check(x, len(self.mean), self.least_frames, self.least_side)
+        _check(x, len(self.mean), self.least_frames - (self.source is not None), self.least_side)
         # To what the weights were trained on; exactly as it was where mean and std are 0.5.
         x = (x + (1 - 2 * self.mean)) / (2 * self.std)
         return self.stages[: self.flow_after](x)

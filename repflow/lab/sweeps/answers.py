@@ -13,14 +13,14 @@ from repflow.lab.sweeps.grid import Sweep, read_sweep
 from repflow.records import results_folder
 
 
-def measured(name: str) -> tuple[Sweep, list[Row]]:
+def measured(name: str, profile: str = "tiny") -> tuple[Sweep, list[Row]]:
     """Return a shipped sweep, and a row for each of its points: the values of all parameters and metrics.
 
     Raises ValueError if the table in results/sweeps has other points: the sweep was changed, and has to run again.
 
         >>> sweep, rows = measured("where")
     """
-    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.toml")
+    sweep = read_sweep(find_notebooks()[0].parent / "sweeps" / f"{name}.toml", profile)
     lines = read_csv(results_folder() / "sweeps" / f"{name}.csv")
     names = [*sweep.axes, "seed"]
     points = [[_written(point.values[axis]) for axis in names] for point in sweep.points]
@@ -35,7 +35,7 @@ def measured(name: str) -> tuple[Sweep, list[Row]]:
     ]
 
 
-def show_answer(name: str) -> None:
+def show_answer(name: str, profile: str = "tiny") -> None:
     """Show the figure of a shipped sweep in a notebook's output; its text is the question and the numbers.
 
     If the sweep was changed since it ran, or has no table, this warns instead of raising: the notebook can go on.
@@ -43,7 +43,7 @@ def show_answer(name: str) -> None:
         >>> show_answer("where")
     """
     try:
-        sweep, rows = measured(name)
+        sweep, rows = measured(name, profile)
     except (ValueError, OSError) as error:
         warnings.warn(str(error), stacklevel=2)
         return
