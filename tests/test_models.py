@@ -5,10 +5,12 @@ import math
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from scipy import ndimage
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import get_model_builder, get_weight
@@ -19,6 +21,7 @@ from repflow.models.backbones import BACKBONES, build_backbone
 from repflow.models.cost import COSTS, count
 from repflow.models.motion_input import TVL1Flow
 from repflow.models.non_local import NonLocal
+from repflow.models.off import OFFUnit
 from repflow.models.systems import SYSTEMS
 
 OF_CLIPS = [name for name, system in SYSTEMS.items() if system.inputs == ("clip",)]
@@ -26,7 +29,7 @@ OF_CLIPS = [name for name, system in SYSTEMS.items() if system.inputs == ("clip"
 
 def build(name, num_classes=7, **options):
     """The system with the smallest backbone of its kind."""
-    small = [backbone for backbone in SYSTEMS[name].backbones if "18" in backbone]
+    small = [backbone for backbone in SYSTEMS[name].backbones if "18" in backbone or backbone == "tiny_nonlocal"]
     return build_model(name, num_classes, backbone=small[0] if small else None, **options)
 
 
@@ -80,7 +83,10 @@ def test_saved_it_gives_the_same(name, rng, tmp_path):
 # One of each kind: the others differ from these in the channels of their first convolution, or are two of them.
 @pytest.mark.parametrize(
     "name",
-    ["repflow_2d", "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "two_stream_i3d", "rgb_s3d", "rgb_r2plus1d_18"],
+    [
+        *("repflow_2d", "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "off_rgb_2d"),
+        *("two_stream_i3d", "rgb_s3d", "rgb_r2plus1d_18"),
+    ],
 )
 @torch.no_grad()
 def test_compiled_it_gives_the_same(name, rng):
@@ -92,7 +98,7 @@ def test_compiled_it_gives_the_same(name, rng):
     torch.testing.assert_close(compiled(*given), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["repflow_2d", "flow_of_flow_2d", "two_stream_2d", "tvnet_2d"])
+@pytest.mark.parametrize("name", ["repflow_2d", "flow_of_flow_2d", "two_stream_2d", "tvnet_2d", "off_2d"])
 def test_compiled_it_has_the_same_gradients(name, rng):
     model = build_model(name, 7, backbone="tiny_2d")
     given = inputs(name, rng, B=2, T=5, H=24, W=24)
@@ -198,7 +204,10 @@ def test_torchvision_s_resnet_on_every_frame(rng, tmp_path):
     assert other.classify.out_features == 5
 
 
-@pytest.mark.parametrize(("backbone", "frames"), [("resnet18_2plus1d", 64), ("resnet50_2plus1d", 96), ("i3d", 128)])
+@pytest.mark.parametrize(
+    ("backbone", "frames"),
+    [("resnet18_2plus1d", 64), ("resnet50_2plus1d", 96), ("resnet50_nonlocal", 144), ("i3d", 128)],
+)
 @torch.no_grad()
 def test_an_inflated_network_sees_of_a_still_clip_what_it_saw_of_the_picture(backbone, frames, rng, tmp_path):
     """In the middle of the clip, further from its ends than the network sees."""
@@ -412,6 +421,72 @@ def test_a_flow_layer_at_scale_zero_enters_a_network_without_changing_it(rng):
         torch.testing.assert_close(model(clip), plain(clip))
 
 
+@torch.no_grad()
+def test_an_off_unit_is_sobel_s_gradients_and_the_difference_to_the_next_frame(rng):
+    unit, maps = OFFUnit(5, gradients=2, differences=3), torch.randn(2, 5, 4, 6, 7, generator=rng)
+    out = unit(maps)
+    assert out.shape == (2, 7, 3, 6, 7)
+    space = torch.einsum("gc,bcthw->bgthw", unit.reduce_space.weight[..., 0, 0, 0], maps).numpy()[:, :, :-1]
+    for first, axis in enumerate((1, 0)):  # x, then y
+        planes = [ndimage.sobel(plane, axis, mode="constant") for plane in space.reshape(-1, 6, 7)]
+        torch.testing.assert_close(out[:, first:4:2].reshape(-1, 6, 7), torch.from_numpy(np.stack(planes)))
+    time = torch.einsum("gc,bcthw->bgthw", unit.reduce_time.weight[..., 0, 0, 0], maps).clamp(min=0)
+    torch.testing.assert_close(out[:, 4:], time[:, :, 1:] - time[:, :, :-1])
+
+
+@pytest.mark.parametrize("name", ["off_rgb_2d", "off_2d", "rgb_nonlocal"])
+def test_the_order_of_frames_can_be_learned(name, rng):
+    """Of a clip and the same one backwards; the mean over frames that are seen alone is the same of both."""
+    forwards = inputs("rgb_2d", rng, T=6)[0]
+    given = [torch.cat([forwards, forwards.flip(2)])]
+    if "flow" in SYSTEMS[name].inputs:
+        given.append(torch.zeros(2, 2, 5, 48, 48))
+    plain = build_model("rgb_2d", 2, backbone="tiny_2d")(given[0])
+    torch.testing.assert_close(plain[0], plain[1])
+    model, labels = build_model(name, 2, backbone=SYSTEMS[name].backbones[-1]), torch.tensor([0, 1])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(model(*given), labels).backward()
+        optimizer.step()
+    assert torch.equal(model.eval()(*given).argmax(1), labels)
+
+
+@torch.no_grad()
+def test_off_and_its_stream_have_the_mean_of_their_scores(rng):
+    plain = build_model("rgb_2d", 7, backbone="tiny_2d").eval()
+    model = build_model("off_rgb_2d", 7, backbone="tiny_2d").eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for parameter in model.classify_motion.parameters():
+        nn.init.zeros_(parameter)
+    clip = inputs("rgb_2d", rng, B=2)[0]
+    torch.testing.assert_close(model(clip), plain(clip) / 2)
+    three = build_model("off_2d", 7, backbone="tiny_2d").eval()
+    clip, flow = inputs("off_2d", rng, B=2)
+    streams = three.rgb.rgb(clip), three.rgb.flow(clip), three.flow(flow)
+    torch.testing.assert_close(three(clip, flow).exp(), sum(scores.softmax(1) for scores in streams) / 3)
+
+
+def test_five_non_local_blocks_see_the_maps_of_their_paper_s_table():
+    seen = []
+    with FakeTensorMode(), torch.no_grad():
+        model = build_model("rgb_nonlocal", 400).eval()
+        for module in model.modules():
+            if isinstance(module, NonLocal):
+                module.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+        model(torch.empty(1, 3, 32, 224, 224))
+    assert seen == [(1, 512, 4, 28, 28)] * 2 + [(1, 1024, 4, 14, 14)] * 3
+
+
+def test_the_parameters_of_the_inflated_resnet50_are_those_that_others_publish():
+    """In millions: PyTorchVideo's I3D, and MMAction2's with five non-local blocks."""
+    with torch.device("meta"):
+        model = build_model("rgb_nonlocal", 400, backbone="resnet50_nonlocal")
+    blocks = [module for module in model.modules() if isinstance(module, NonLocal)]
+    both, added = (sum(p.numel() for part in parts for p in part.parameters()) / 1e6 for parts in ([model], blocks))
+    assert (round(both, 1), round(both - added, 2)) == (35.4, 28.04)
+
+
 def test_dropout_is_for_training(rng):
     model, clip = build_model("rgb_2d", 7, backbone="tiny_2d", dropout=0.9), inputs("rgb_2d", rng, B=2)[0]
     assert not torch.equal(model(clip), model(clip))
@@ -425,7 +500,7 @@ def test_the_table_of_systems():
     with (Path(__file__).parents[1] / "results" / "paper.csv").open() as file:
         rows = [row["method"] for row in csv.DictReader(file)]
     papers = [entry["paper"] for entry in table.values() if entry["paper"]]
-    assert sorted(papers, key=rows.index) == [row for row in rows if not row.startswith(("OFF", "ResNet-101"))]
+    assert sorted(papers, key=rows.index) == rows
     assert table["two_stream_i3d"]["inputs"] == ("clip", "flow")
 
 
@@ -447,7 +522,7 @@ def test_costs_are_those_that_torchvision_publishes(name, entry, frames, pixels,
 
 
 # Each takes a second or more: by default one of each kind that the two tests around do not check from outside.
-QUICK = "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "two_stream_i3d"
+QUICK = "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "two_stream_i3d", "off_2d"
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SYSTEMS])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repflow.models.inflate import Time, identity_in_time, inflate, take_channels
+from repflow.models.non_local import NonLocal
 from repflow.models.weights import read_weights
 
 Numbers = tuple[float, ...]
@@ -67,15 +68,17 @@ class PerFrame(nn.Sequential):
         return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
-def tiny(channels: int, *, temporal: bool) -> Backbone:
+def tiny(channels: int, *, temporal: bool, non_local: bool = False) -> Backbone:
     """Three stages for clips of about 48x48 pixels that train in a minute on two cores: 24x24, 12x12, 6x6 maps.
 
     tiny_2d sees each frame alone: motion is what a flow layer between its stages adds. tiny_2plus1d (`temporal`) sees
-    three frames in each of two blocks, and so some motion by itself.
+    three frames in each of two blocks, and so some motion by itself; tiny_nonlocal has a non-local block between them.
     """
     conv = nn.Conv3d(channels, 12, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False)
     stem = nn.Sequential(conv, nn.BatchNorm3d(12), nn.ReLU())
     stages = [stem, *(Residual(width, 2 * width, 2, temporal=temporal) for width in (12, 24))]
+    if non_local:
+        stages[1] = nn.Sequential(stages[1], NonLocal(24))
     return Backbone(stages, (channels, 12, 24, 48), mean=(0.5,) * channels, std=(0.5,) * channels)
 
 
@@ -113,7 +116,7 @@ def build_backbone(name: str, channels: int = 3, weights: str | os.PathLike[str]
     if name in TINY:
         if weights is not None:
             raise ValueError(f"weights: there are none for {name}, expected None, got {weights!r}")
-        return tiny(channels, temporal=TINY[name])
+        return tiny(channels, **TINY[name])
     from torchvision.models import get_model_builder  # takes seconds
 
     source, fresh = BACKBONES[name], weights is None
@@ -155,7 +158,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], source: Pretrained, weights:
 
 def _resnet(depth: int) -> Pretrained:
     """He et al., CVPR 2016, on every frame alone. The weights are torchvision's first: the published training."""
-    expansion = 4 if depth == 50 else 1
+    expansion = 4 if depth >= 50 else 1
     return Pretrained(
         f"resnet{depth}",
         {"imagenet": f"ResNet{depth}_Weights.IMAGENET1K_V1"},
@@ -193,6 +196,31 @@ def _to_2plus1d(net: nn.Module, *, fresh: bool) -> None:
             block.conv1 = nn.Sequential(identity_in_time(block.conv1.in_channels), block.conv1)
 
 
+def _resnet_nonlocal(depth: int) -> Pretrained:
+    """Wang et al.'s I3D ResNet with five non-local blocks (CVPR 2018), which sees an eighth of the frames in time.
+
+    32 frames of 224x224 become 4x28x28 maps after the second stage, as in the paper's table 1; its final network takes
+    128 frames. Deviations from the released code: pools in time see 3 steps, as that table says, not 2, and are padded
+    as convolutions are; batch norms learn; and see `NonLocal`.
+    """
+    parts = "conv1 bn1 relu maxpool layer1 pool2", "layer2", "layer3", "layer4"
+    return replace(_resnet(depth), parts=parts, per_frame=False, to_clips=_to_nonlocal, time_stride=8)
+
+
+def _to_nonlocal(net: nn.Module, *, fresh: bool) -> None:
+    """The first convolutions of about every other bottleneck become 3x1x1 (the released code's choice), and non-local
+    blocks stand in even distances: two in the second stage, three in the third."""
+    temporal = {1: (0, 1, 2), 2: (0, 2), 3: range(0, len(net.layer3), 2), 4: (1,)}
+    times = {f"layer{stage}.{i}.conv1": (3, 1) for stage, blocks in temporal.items() for i in blocks}
+    times |= {"conv1": (5, 2), "maxpool": (3, 2)}
+    inflate(net, lambda name, _: times.get(name, (1, 1)), fresh=fresh)
+    net.pool2 = nn.MaxPool3d((3, 1, 1), (2, 1, 1), (1, 0, 0))
+    for blocks, count in ((net.layer2, 2), (net.layer3, 3)):
+        every = len(blocks) // count
+        for i in range(every - 1, count * every, every):
+            blocks[i] = nn.Sequential(blocks[i], NonLocal(blocks[i].conv3.out_channels))
+
+
 def _to_i3d(net: nn.Module, *, fresh: bool) -> None:
     """Cubic kernels, but for the first two pools, which keep time whole."""
 
@@ -203,9 +231,14 @@ def _to_i3d(net: nn.Module, *, fresh: bool) -> None:
     inflate(net, time, fresh=fresh)
 
 
-TINY = {"tiny_2d": False, "tiny_2plus1d": True}  # whether they see time
+TINY = {
+    "tiny_2d": {"temporal": False},
+    "tiny_2plus1d": {"temporal": True},
+    "tiny_nonlocal": {"temporal": True, "non_local": True},
+}
 BACKBONES = {f"resnet{depth}_2d": _resnet(depth) for depth in (18, 34, 50)}
 BACKBONES |= {f"resnet{depth}_2plus1d": _resnet_2plus1d(depth) for depth in (18, 34, 50)}
+BACKBONES |= {f"resnet{depth}_nonlocal": _resnet_nonlocal(depth) for depth in (50, 101)}
 # Inception-v1 with 3x3 where Szegedy et al. have 5x5, as I3D has it too. torchvision's network brings pictures from
 # ImageNet's mean and deviation back to [-1, 1], which its weights come from.
 BACKBONES["i3d"] = Pretrained(

@@ -17,6 +17,8 @@ COSTS = {  # what `count` says of each system, which takes a second each: parame
     "flow_2d": (24_324_496, 125_507_141_632),
     "two_stream_2d": (48_652_128, 256_321_716_224),
     "tvnet_2d": (48_652_528, 259_432_628_224),
+    "off_rgb_2d": (29_563_232, 146_256_612_544),
+    "off_2d": (88_686_560, 428_383_989_696),
     "repflow_2d": (24_378_067, 130_369_798_144),
     "flow_of_flow_2d": (24_679_382, 135_783_170_048),
     "rgb_2plus1d": (29_078_096, 54_225_534_976),
@@ -31,6 +33,7 @@ COSTS = {  # what `count` says of each system, which takes a second each: parame
     "rgb_s3d": (8_320_048, 35_957_952_512),
     "flow_s3d": (8_316_912, 34_620_461_056),
     "two_stream_s3d": (16_636_960, 70_578_413_568),
+    "rgb_nonlocal": (59_102_416, 62_889_459_712),
     "rgb_r2plus1d_18": (31_505_325, 324_151_828_480),
 }
 

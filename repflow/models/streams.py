@@ -69,10 +69,14 @@ class Stream(nn.Module):
         for module in (self.flow, self.non_local):
             if module is not None:
                 x = module(x)
-        x = self.stages[self.flow_after :](x).mean((3, 4))
+        return self.scores(self.stages[self.flow_after :](x), self.classify)
+
+    def scores(self, maps: Tensor, classify: nn.Module) -> Tensor:
+        """The mean over time of what `classify` says of each step of maps (B, C, T, H, W): (B, num_classes)."""
+        x = maps.mean((3, 4))
         if self.window > 1:
             x = F.avg_pool1d(x, min(self.window, x.shape[2]), 1)
-        return self.classify(self.dropout(x.transpose(1, 2))).mean(1)
+        return classify(self.dropout(x.transpose(1, 2))).mean(1)
 
 
 class TwoStream(nn.Module):
@@ -81,10 +85,11 @@ class TwoStream(nn.Module):
     clip (B, 3, T, H, W) and flow (B, 2, T', H, W), or the clip alone where the flow stream has a source, each as for
     `Stream` -> (B, num_classes) scores: logarithms of the mean of the softmax, so that their softmax is that mean.
 
+    rgb: the stream of pictures, or two of them, fused.
     fusion: the flow stream's share, between 0 and 1.
     """
 
-    def __init__(self, rgb: Stream, flow: Stream, fusion: float) -> None:
+    def __init__(self, rgb: "Stream | TwoStream", flow: Stream, fusion: float) -> None:
         super().__init__()
         if not 0 < fusion < 1:
             raise ValueError(f"fusion: expected the flow stream's share, between 0 and 1, got {fusion!r}")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
@@ -12,6 +12,7 @@ from repflow.layers import FlowOfFlow, RepresentationFlow
 from repflow.models.backbones import TINY, build_backbone
 from repflow.models.motion_input import Differences, TVL1Flow, TVNetFlow
 from repflow.models.non_local import NonLocal
+from repflow.models.off import OFFStream
 from repflow.models.streams import Stream, TwoStream
 
 
@@ -52,10 +53,11 @@ class Common:
     backbone: str
     weights: str | os.PathLike[str] | None
     dropout: float
+    kind: type[Stream] = Stream
 
     def stream(self, channels: int = 3, source: nn.Module | None = None) -> Stream:
         backbone = build_backbone(self.backbone, channels, self.weights)
-        return Stream(backbone, self.num_classes, source=source, dropout=self.dropout)
+        return self.kind(backbone, self.num_classes, source=source, dropout=self.dropout)
 
 
 def _rgb(common: Common) -> Stream:
@@ -78,6 +80,17 @@ def _two_stream(common: Common, *, flow: str = "given", fusion: float = 0.5) -> 
 
 def _tvnet(common: Common, *, iterations: int = 50, fusion: float = 0.5) -> TwoStream:
     return TwoStream(_rgb(common), common.stream(2, TVNetFlow(iterations)), fusion)
+
+
+def _off_rgb(common: Common) -> Stream:
+    return _rgb(replace(common, kind=OFFStream))
+
+
+def _off(common: Common, *, flow: str = "given") -> TwoStream:
+    """The mean of three streams: pictures and their differences, then flow."""
+    common = replace(common, kind=OFFStream)
+    pictures = TwoStream(_rgb(common), _differences(common), 1 / 2)
+    return TwoStream(pictures, _flow(common, flow=flow), 1 / 3)
 
 
 def _with_flow_layer(
@@ -140,6 +153,7 @@ class System:
 
 RESNET_2D = "resnet50_2d", "resnet34_2d", "resnet18_2d", "tiny_2d"
 RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d", "tiny_2plus1d"
+RESNET_NONLOCAL = "resnet101_nonlocal", "resnet50_nonlocal", "tiny_nonlocal"
 I3D, S3D, R2PLUS1D = ("i3d",), ("s3d",), ("r2plus1d_18",)
 LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale", "scaling"
 DEPTH = *LAYER, "flow_layers", "conv_between"
@@ -153,6 +167,8 @@ SYSTEMS = {
     "flow_2d": System("2D Flow", _flow, RESNET_2D, ("flow",), ("flow",)),
     "two_stream_2d": System("2D Two-Stream", _two_stream, RESNET_2D, FUSED, ("clip", "flow")),
     "tvnet_2d": System("TVNet (+RGB)", _tvnet, RESNET_2D, ("iterations", "fusion")),
+    "off_rgb_2d": System("OFF (RGB only)", _off_rgb, RESNET_2D),
+    "off_2d": System("OFF (RGB + flow + RGB diff)", _off, RESNET_2D, ("flow",), ("clip", "flow")),
     "repflow_2d": System("2D + Rep-Flow", _repflow, RESNET_2D, LAYER),
     "flow_of_flow_2d": System("2D + flow-conv-flow", _with_flow_layer, RESNET_2D, DEPTH),
     "rgb_2plus1d": System("(2+1)D RGB", _rgb, RESNET_2PLUS1D),
@@ -167,6 +183,7 @@ SYSTEMS = {
     "rgb_s3d": System("S3D RGB", _rgb, S3D),
     "flow_s3d": System(None, _flow, S3D, ("flow",), ("flow",)),
     "two_stream_s3d": System("S3D Two-Stream", _two_stream, S3D, FUSED, ("clip", "flow")),
+    "rgb_nonlocal": System("ResNet-101 + Non-local", _rgb, RESNET_NONLOCAL),
     "rgb_r2plus1d_18": System(None, _rgb, R2PLUS1D),
 }
 
@@ -182,10 +199,10 @@ def build_model(
 ) -> nn.Module:
     """A system of `list_models()`: clips (B, 3, T, H, W), RGB in [-1, 1] -> (B, num_classes) scores.
 
-    Systems of two streams take (clip, flow), those of flow alone take the flow: (B, 2, T-1 or T, H, W), u and v in 20
-    pixels a frame, so in [-1, 1]; with flow="tvl1" and in tvnet_2d both take the clip alone.
+    Systems of pictures and flow take (clip, flow), those of flow alone take the flow: (B, 2, T-1 or T, H, W), u and v
+    in 20 pixels a frame, so in [-1, 1]; with flow="tvl1" and in tvnet_2d both take the clip alone.
 
-    backbone: a smaller one than the paper's; tiny_2d and tiny_2plus1d are for SyntheticMotion.
+    backbone: a smaller one than the paper's; tiny_2d, tiny_2plus1d and tiny_nonlocal are for SyntheticMotion.
     weights: what the backbone starts from: None (fresh), "imagenet" or "kinetics400" (torchvision's, downloaded once),
         or a file with a state dict of the same network of torchvision. The classifier is taken along where it has
         num_classes classes. What the weights expect of their input becomes part of the model.
