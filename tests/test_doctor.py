@@ -206,7 +206,7 @@ def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken, mended):
     assert state == "BAD"
     assert "libcudart" in found
     assert mended in found
-    assert {lines[name][0] for name in ("python", "tqdm", "disk for runs")} == {"OK"}
+    assert {lines[name][0] for name in ("python", "tqdm", "jinja2")} == {"OK"}
     last = run("-c", "import repflow; repflow.data").stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: repflow.data needs a package that cannot be imported (libcudart")
     assert last.endswith("`python -m repflow doctor` tells what mends it")
