@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from repflow._version import __version__
 from repflow.files import Row, read_csv
 
@@ -38,6 +36,8 @@ def paper_table() -> dict[str, dict[str, str]]:
 
 def environment() -> dict[str, Any]:
     """Return what a result file says about where it was made: versions, commit, processor, GPU, platform."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -53,6 +53,8 @@ def environment() -> dict[str, Any]:
 def circumstances(*modules: str) -> Row:
     """What a timing's file says beside its numbers: `environment`, the GPU's driver, threads, time, and the versions of
     the named modules that have been loaded."""
+    import torch
+
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     machine = {"driver": driver(), "threads": torch.get_num_threads()}

@@ -86,10 +86,78 @@ def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"repflow: no results can be written to {notebook}")
 
 
-def test_the_command_itself_loads_nothing_heavy():
-    code = "import repflow, sys; known = set(sys.modules); import repflow.cli; print(*set(sys.modules) - known)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "papermill", "nbconvert", "nbformat", "IPython", "matplotlib"} & set(loaded)
+# Runs commands that end at once, and prints what they have loaded.
+QUICK = """
+import contextlib, os, sys
+from repflow.cli import main
+for line in ("--help", "--version", "fly", "train --help", "data check . --bogus", "train --model a --out b --data c d",
+             "evaluate", "evaluate --checkpoint a --data c d", "flow a.avi --out a.txt",
+             "flow a.avi --out a.gif --layer 0",
+             "bench tvl1 --repeats 0", "data make . --train 0", "sweep a.toml --jobs 0"):
+    with contextlib.suppress(SystemExit), open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            code = main(line.split())
+        assert code == 2, line
+print(*sys.modules)
+"""
+
+
+def test_help_and_wrong_usage_load_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "repflow.cli.train" in loaded
+    assert not {"torch", "numpy", "av", "papermill", "nbconvert", "nbformat", "IPython", "matplotlib"} & loaded
+
+
+def test_a_package_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "repflow.official", None)
+    assert main(["convert", "a.pt", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("repflow: import of repflow.official halted")
+    assert error.endswith("`repflow doctor` tells what mends it\n")
+
+
+# Each line in a process of its own, forked before the package is imported, which leaves `f`.
+ORDERS = """
+import repflow; f = repflow.tvl1
+from repflow import tvl1 as f
+import repflow.tvl1; f = repflow.tvl1
+import repflow.tvl1 as f
+from repflow.tvl1 import pyramid; import repflow; f = repflow.tvl1
+import repflow.tvl1; from repflow import tvl1 as f
+import repflow.data; f = repflow.tvl1
+import repflow; repflow.video; import repflow.figures; f = repflow.tvl1
+from repflow import *; f = tvl1; assert callable(build_model) and data.Clips and video.probe and official.load
+import importlib as i, repflow; repflow.tvl1; i.reload(repflow); f = repflow.tvl1
+import importlib as i, sys, repflow.tvl1; i.reload(repflow); i.reload(sys.modules["repflow.tvl1"]); f = repflow.tvl1
+""".strip().splitlines()
+IN_ORDER = """
+import os, sys, torch, av
+for line in sys.stdin:
+    if not (child := os.fork()):
+        try:
+            exec(line)
+            assert type(f).__name__ == "function" and f.__qualname__ == "tvl1"
+            assert "tvl1" in dir(sys.modules["repflow"])
+        except BaseException as error:
+            print(line.strip(), repr(error), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+print("done")
+"""
+
+
+def test_tvl1_is_the_function_in_every_order_of_imports():
+    done = subprocess.run([sys.executable, "-c", IN_ORDER], input="\n".join(ORDERS), capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["done"], done.stderr
+
+
+def test_an_unknown_name_of_the_package_is_none():
+    for name in ("no_such_name", "_no_such_name"):
+        with pytest.raises(AttributeError, match=f"module 'repflow' has no attribute '{name}'"):
+            getattr(repflow, name)
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
+        from repflow import no_such_name  # noqa: F401
 
 
 def test_an_installed_package_finds_its_own_notebooks(tmp_path):

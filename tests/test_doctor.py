@@ -13,7 +13,7 @@ import torch
 from conftest import PATIENCE
 
 import repflow
-from repflow import records
+from repflow import records, video
 from repflow.cli import doctor, main
 from repflow.solver import cpu
 
@@ -174,7 +174,7 @@ def test_why_there_is_no_gpu(only, monkeypatch, capsys, driver, build, hidden, s
 def test_the_report_shows_no_path(only, monkeypatch, capsys):
     only()
     found = f"'{Path.home() / 'lib.so'}': cannot open (see {os.sep}home{os.sep}ann), C:{os.sep}Users{os.sep}ann; 3 GB"
-    monkeypatch.setattr(doctor, "decoders", lambda: [("pyav", True, found)])
+    monkeypatch.setattr(video, "decoders", lambda: [("pyav", True, found)])
     assert report(capsys, 0)["decoder pyav"] == ("OK", "'PATH': cannot open (see PATH), PATH; 3 GB")
 
 
@@ -185,18 +185,28 @@ def test_this_machines_names_are_in_no_line(capsys):
     assert platform.node() not in out
 
 
-@pytest.mark.parametrize("broken", ["torch", "av"])
-def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken):
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [("torch", "uv pip install --reinstall --torch-backend auto torch"), ("av", "--force-reinstall --no-deps av==")],
+)
+def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken, mended):
+    """By the doctor, who names all the rest, too; and whoever uses the package is sent there."""
     (tmp_path / broken).mkdir()
     (tmp_path / broken / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
-    done = subprocess.run(
-        [sys.executable, "-m", "repflow", "doctor"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1
-    assert "libcudart" in last
-    assert "uv pip install --reinstall --torch-backend auto torch torchvision av" in last
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def run(*arguments):
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+
+    done = run("-m", "repflow", "doctor")
+    lines = {line[6:36].strip(): (line[:4].strip(), line[38:]) for line in done.stdout.splitlines()}
+    assert (done.returncode, done.stderr) == (1, "")
+    state, found = lines[broken]
+    assert state == "BAD"
+    assert "libcudart" in found
+    assert mended in found
+    assert {lines[name][0] for name in ("python", "tqdm", "jinja2")} == {"OK"}
+    last = run("-c", "import repflow; repflow.data").stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: repflow.data needs a package that cannot be imported (libcudart")
+    assert last.endswith("`python -m repflow doctor` tells what mends it")

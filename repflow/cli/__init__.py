@@ -1,4 +1,4 @@
-"""The command `repflow`: a module for each subcommand, whose functions import heavy modules when they run."""
+"""The command `repflow`: a module for each subcommand, which imports heavy modules after it has checked the usage."""
 
 import argparse
 import logging
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except ImportError as error:
+        sys.stderr.write(f"repflow: {error}; `repflow doctor` tells what mends it\n")
+        return 1
     except (UsageError, OSError, ValueError) as error:  # ours say what was expected, what came and what to do
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.stderr.write(f"repflow: {error}\n")

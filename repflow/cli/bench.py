@@ -38,10 +38,10 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
 def _solver(arguments: argparse.Namespace) -> int:
     """Time the flow of feature maps and the whole layer, forward and backward, by every engine that can run and by the
     official layer of June 2019, in random order; and measure their memory."""
+    problem, repeats = _problem(arguments, channels=1, pairs=1, size=2, iterations=1)
     from repflow.lab.bench.solver import time_solver
     from repflow.records import circumstances
 
-    problem, repeats = _problem(arguments, channels=1, pairs=1, size=2, iterations=1)
     rows = time_solver(problem, repeats)
     show_table(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
     return 0
@@ -50,11 +50,11 @@ def _solver(arguments: argparse.Namespace) -> int:
 def _scaling(arguments: argparse.Namespace) -> int:
     """Time the layer, forward and backward, by every engine and as released in June 2019, while its frames, pixels,
     channels, iterations and batch grow, each for itself; and fit the powers that time and memory grow with."""
+    problem, repeats = _problem(arguments, channels=2, pairs=2, size=8, iterations=2)
     from repflow.files import text_table
     from repflow.lab.bench.scaling import exponents, time_scaling
     from repflow.records import circumstances
 
-    problem, repeats = _problem(arguments, channels=2, pairs=2, size=8, iterations=2)
     rows = time_scaling(problem, repeats)
     show_table(rows, asdict(problem) | {"repeats": repeats} | circumstances("numba", "triton"), arguments.out)
     sys.stdout.write(f"\npowers\n\n{text_table(exponents(rows))}\n")
@@ -63,10 +63,10 @@ def _scaling(arguments: argparse.Namespace) -> int:
 
 def _problem(arguments: argparse.Namespace, **least: int) -> "tuple[Problem, int]":
     """The problem that the options describe, and how often it is timed, after a check of all options."""
-    from repflow.lab.bench.solver import Problem
-
     options = numbers_of(arguments, **least, repeats=1)
     repeats = options.pop("repeats")
+    from repflow.lab.bench.solver import Problem
+
     problem = Problem(**options, device=device_of(arguments.device))
     check_writable(arguments.out)
     return problem, repeats
@@ -83,10 +83,10 @@ def _add_tvl1(parser: argparse.ArgumentParser) -> None:
 def _tvl1(arguments: argparse.Namespace) -> int:
     """Time optical flow by TV-L1 (this package's engines, OpenCV, scikit-image) and DIS (OpenCV), each with its own
     defaults, in random order; and measure their error against the true flow."""
+    numbers = numbers_of(arguments, repeats=1)
     from repflow.lab.bench.flow import made_pair, read_pairs, time_tvl1
     from repflow.records import circumstances
 
-    numbers = numbers_of(arguments, repeats=1)
     device = device_of(arguments.device)
     check_writable(arguments.out)
     pairs = read_pairs(arguments.pairs) if arguments.pairs else [made_pair()]
@@ -109,13 +109,13 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
 def _video(arguments: argparse.Namespace) -> int:
     """Time reading random clips of 32 frames, resized to 112x112, with one and with two workers: by this package, by
     plain PyAV, torchcodec and OpenCV, in random order."""
+    numbers = numbers_of(arguments, clips=1, repeats=1)
+    check_writable(arguments.out)
     from tempfile import TemporaryDirectory
 
     from repflow.lab.bench.video import make_videos, time_readers
     from repflow.records import circumstances
 
-    numbers = numbers_of(arguments, clips=1, repeats=1)
-    check_writable(arguments.out)
     with TemporaryDirectory() as folder:
         videos = {path.name: path for path in arguments.videos} or make_videos(Path(folder))
         rows = time_readers(videos, **numbers)
@@ -140,12 +140,12 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
 def _systems(arguments: argparse.Namespace) -> int:
     """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
     training step, in random order; then the paper's milliseconds and ratios beside these."""
+    sizes = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value is not None}
+    numbers = numbers_of(arguments, batch=1, repeats=1)
     from repflow.files import text_table
     from repflow.lab.bench import systems
     from repflow.records import circumstances
 
-    sizes = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value is not None}
-    numbers = numbers_of(arguments, batch=1, repeats=1)
     device = device_of(arguments.device)
     options = systems.PROFILES[arguments.profile] | sizes | {"batch": numbers["batch"], "device": device}
     setting = systems.Setting(**options)

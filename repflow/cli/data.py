@@ -32,9 +32,9 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
 
 def _make(arguments: argparse.Namespace) -> int:
     """Make SyntheticMotion: small videos in HMDB51's layout whose class is told by motion alone."""
+    numbers = numbers_of(arguments, train=1, test=0, size=8, frames=3, seed=0)
     from repflow.data import SyntheticMotion
 
-    numbers = numbers_of(arguments, train=1, test=0, size=8, frames=3, seed=0)
     SyntheticMotion.make(arguments.root, **numbers, moving=arguments.moving)
     sys.stdout.write(f"{arguments.root}\n")
     return 0
@@ -59,9 +59,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     """Decode every video; report, and list the bad ones in ROOT/quarantine.txt, or in DIR, which the loaders leave
     out. No video is changed. A check that was stopped goes on where it was."""
+    numbers = numbers_of(arguments, workers=1, seconds=1, shortest=1)
     from repflow.data.check import check
 
-    numbers = numbers_of(arguments, workers=1, seconds=1, shortest=1)
     report = check(arguments.root, out=arguments.out, **numbers)
     sys.stdout.write(f"{report.text()}\n")
     if arguments.out and report.bad:
@@ -83,11 +83,10 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
 def _extract(arguments: argparse.Namespace) -> int:
     """Compute TV-L1 flow of every video for two-stream training: u and v within 20 px as bytes, a file a video. What
     is finished is kept: a run that was stopped goes on where it was."""
+    numbers = numbers_of(arguments, workers=1, width=1)
     from repflow.data.extract import extract_flow
 
-    result = extract_flow(
-        arguments.root, arguments.out, **numbers_of(arguments, workers=1, width=1), quarantine=arguments.quarantine
-    )
+    result = extract_flow(arguments.root, arguments.out, **numbers, quarantine=arguments.quarantine)
     sys.stdout.write(f"{len(result.done)} done, {len(result.skipped)} there already, {len(result.failed)} failed\n")
     sys.stdout.writelines(f"{problem}\n" for problem in result.failed.values())
     return 1 if result.failed else 0

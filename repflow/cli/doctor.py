@@ -12,14 +12,14 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-
-import torch
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from typing import TYPE_CHECKING
 
 from repflow import __version__, records
-from repflow.solver import ENGINES, solve
-from repflow.video import decoders
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+    from torch import Tensor
 
 Line = tuple[str, str, str]  # OK, none or BAD; what it is about; what was found, and the command that mends it
 
@@ -69,8 +69,10 @@ def _versions() -> Iterator[Line]:
         yield "none" if optional and state == "BAD" else state, requirement.name, found
 
 
-def _requirements() -> list[Requirement]:
+def _requirements() -> "list[Requirement]":
     """What the package needs, and then its extras, which have markers; without the tests' own."""
+    from packaging.requirements import Requirement
+
     if root := records.checkout():  # its installed metadata may be old, or missing
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"].items()
@@ -81,7 +83,7 @@ def _requirements() -> list[Requirement]:
     return list({requirement.name: requirement for requirement in kept}.values())
 
 
-def _package(name: str, specifier: SpecifierSet) -> tuple[str, str]:
+def _package(name: str, specifier: "SpecifierSet") -> tuple[str, str]:
     mend = TORCH if name in ("torch", "torchvision") else f"python -m pip install '{name}{specifier}'"
     try:
         version = metadata.version(name)
@@ -98,6 +100,10 @@ def _package(name: str, specifier: SpecifierSet) -> tuple[str, str]:
 
 
 def _engines() -> Iterator[Line]:
+    import torch
+
+    from repflow.solver import ENGINES
+
     for engine in ENGINES[1:]:  # the first is "auto"
         if engine == "cuda" and not torch.cuda.is_available():
             yield "none", f"engine {engine}", "PyTorch finds no GPU here; see GPU below"
@@ -108,6 +114,8 @@ def _engines() -> Iterator[Line]:
 
 
 def _engine(engine: str) -> Line:
+    import torch
+
     start = time.perf_counter()
     try:
         solution = _solution(engine)
@@ -119,8 +127,12 @@ def _engine(engine: str) -> Line:
     return "OK", f"engine {engine}", f"first call {seconds:.1f} s"
 
 
-def _solution(engine: str) -> torch.Tensor:
+def _solution(engine: str) -> "Tensor":
     """A tiny problem's flow, and the gradient of its sum of squares."""
+    import torch
+
+    from repflow.solver import solve
+
     numbers = torch.arange(128.0, device="cuda" if engine == "cuda" else "cpu")
     rho_c = numbers[:64].sin().reshape(1, 1, 8, 8).requires_grad_()
     flow, _ = solve(rho_c, numbers.cos().reshape(2, 1, 1, 8, 8), engine=engine)
@@ -129,6 +141,8 @@ def _solution(engine: str) -> torch.Tensor:
 
 
 def _decoders() -> Iterator[Line]:
+    from repflow.video import decoders
+
     for name, works, found in decoders():
         state = "OK" if works else "BAD" if name == "pyav" else "none"  # everything needs that one
         mend = f"; {REINSTALL} --no-deps av" if state == "BAD" else ""
@@ -136,6 +150,8 @@ def _decoders() -> Iterator[Line]:
 
 
 def _gpu() -> Iterator[Line]:
+    import torch
+
     driver, cuda = records.driver(), torch.version.cuda
     if torch.cuda.is_available():
         for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count())):
@@ -166,6 +182,7 @@ def _disk() -> Iterator[Line]:
 
 def _caches() -> Iterator[Line]:
     import numba
+    import torch
 
     home, solver = Path.home(), Path(__file__).parents[1] / "solver"
     caches = [  # folders of which the first that can be written is taken

@@ -46,14 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     needs --classes. With several --predictions: their weighted fusion, or without --weights the mean over folds.
     Several processes share the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate
     ..."""
+    _check_usage(arguments)
     from repflow.processes import process_group
 
-    if (arguments.checkpoint is None) == (arguments.predictions is None):
-        raise UsageError("expected either --checkpoint or --predictions")
-    if arguments.ours and not arguments.checkpoint:
-        raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
-    if arguments.batch < 1:
-        raise UsageError(f"--batch: expected a whole number >= 1, got {arguments.batch}")
     started = perf_counter()
     if arguments.predictions:
         return _compared(arguments)
@@ -100,18 +95,25 @@ def _told(predictions: "Predictions", arguments: argparse.Namespace) -> dict[str
     return measured
 
 
-def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any]]":
-    """What the checkpoint says of the test videos, and what the table --ours will say of it; see `_row`.
+def _check_usage(arguments: argparse.Namespace) -> None:
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        raise UsageError("expected either --checkpoint or --predictions")
+    if arguments.ours and not arguments.checkpoint:
+        raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
+    if arguments.batch < 1:
+        raise UsageError(f"--batch: expected a whole number >= 1, got {arguments.batch}")
+    if arguments.checkpoint and arguments.weights:
+        raise UsageError("--weights: fusion takes --predictions of several models")
+    if arguments.checkpoint:
+        check_dataset(arguments)
 
-    What takes no time is checked first.
-    """
+
+def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any]]":
+    """What the checkpoint says of the test videos, and what the table --ours will say of it; see `_row`."""
     from repflow.data import Views
     from repflow.evaluation import evaluate
     from repflow.training import open_checkpoint
 
-    if arguments.weights:
-        raise UsageError("--weights: fusion takes --predictions of several models")
-    check_dataset(arguments)
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.key, arguments.feed)
     _check_fold(arguments, checkpoint)
     row = _row(arguments, checkpoint) if arguments.ours else {}

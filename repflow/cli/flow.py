@@ -28,26 +28,29 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compute TV-L1 flow between successive frames, and write it as a GIF or MP4 (frames beside flow colours) or as
     arrays: `flow` (T-1, 2, H, W) in pixels per frame taken, u to the right and v down, and `fps`."""
-    from repflow.data.flow import write_flow_flo, write_flow_npz
-    from repflow.figures import write_flow_gif, write_flow_mp4
-
     options = numbers_of(arguments, start=0, frames=1, stride=1, width=1)
     if arguments.checkpoint:
         return _learned_flow(arguments)
     for name in ("channels", "layer"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name}: is of the flow inside a trained model; name it: --checkpoint FILE")
-    writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
-    write = writers.get(arguments.out.suffix.lower())
-    if write is None:
+    suffix = arguments.out.suffix.lower()
+    if suffix not in (".gif", ".mp4", ".npz", ".flo"):
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif, .mp4, .npz or .flo")
     check_writable(arguments.out)
-    write(arguments.video, arguments.out, **options)
+    from repflow.data.flow import write_flow_flo, write_flow_npz
+    from repflow.figures import write_flow_gif, write_flow_mp4
+
+    writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
+    writers[suffix](arguments.video, arguments.out, **options)
     sys.stdout.write(f"{arguments.out}\n")
     return 0
 
 
 def _learned_flow(arguments: argparse.Namespace) -> int:
+    if arguments.out.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
+    check_writable(arguments.out)
     import numpy as np
     import torch
 
@@ -57,9 +60,6 @@ def _learned_flow(arguments: argparse.Namespace) -> int:
     from repflow.training import open_checkpoint
     from repflow.video import read_clip
 
-    if arguments.out.suffix.lower() not in (".gif", ".mp4"):
-        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
-    check_writable(arguments.out)
     model, settings, *_ = open_checkpoint(arguments.checkpoint)
     frames, width = arguments.frames or settings["frames"], arguments.width or 320
     layer, channels = -1 if arguments.layer is None else arguments.layer, arguments.channels or [0, 1, 2]

@@ -19,9 +19,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute notebooks and write a folder with their pages, figures and metrics; its index page is the last line."""
-    from repflow.lab import jobs, runner
+    from repflow.lab import jobs
 
     planned = jobs.plan(arguments.notebooks, arguments.parameters, arguments.profile)
+    from repflow.lab import runner
+
     index, good = runner.run(planned, arguments.out, arguments.profile)
     sys.stdout.write(f"{index}\n")
     return 0 if good else 1

@@ -37,13 +37,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
     first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
     from repflow.files import text_table
     from repflow.lab.sweeps.figure import summary, write_outcome
     from repflow.lab.sweeps.grid import read_sweep
     from repflow.lab.sweeps.run import read_result, run_sweep
 
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
     sweep = read_sweep(arguments.file, arguments.profile, dict(arguments.parameters))
     check_commands(sweep, arguments.parse)
     if arguments.dry_run:

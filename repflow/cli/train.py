@@ -39,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train a system, or go on where the run in the folder was stopped. A part of the training videos is kept for
     validation, whose best step is in DIR/best.pt; test videos are not touched. Metrics are in DIR/metrics.csv."""
+    check_dataset(arguments)
     from repflow.training import TrainingError
 
     try:
@@ -57,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> "Trained":
     from repflow.training import split, train
 
-    check_dataset(arguments)
     recipe, options = settings_of(arguments)
     check_model(arguments.model, options, arguments.init_from if _is_new(arguments.out) else None)
     source = open_dataset(arguments, "train")
