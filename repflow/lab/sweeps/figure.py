@@ -84,7 +84,10 @@ def _draw_metric(panel: Axes, sweep: Sweep, rows: Sequence[Row], metric: str) ->
     if numeric:
         panel.set_xticks(places)
     else:
-        panel.set_xticks(range(len(places)), [textwrap.fill(_label(p).replace(",", ", "), 16) for p in places])
+        names = [textwrap.fill(_label(p).replace(",", ", "), 16 if len(places) < 6 else 40) for p in places]
+        panel.set_xticks(range(len(places)), names)
+        if len(places) >= 6:  # no room beside each other
+            panel.tick_params("x", rotation=90)
         panel.set_xlim(-0.5, len(places) - 0.5)
     panel.set(xlabel=first, ylabel=metric)
     if metric in sweep.chance:
