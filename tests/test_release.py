@@ -249,7 +249,7 @@ TINY = {
 }
 # A line that trains or evaluates on a data set, or takes the authors' weights, says so itself, and is only parsed.
 NEEDS = re.compile(r"hmdb51|kinetics|official\.pt|\bGPU", re.IGNORECASE)
-NEEDING = ("train", "evaluate", "convert", "data unpack")
+NEEDING = ("train", "evaluate", "classify", "convert", "data unpack")
 
 
 # A text's way from a folder of videos to the labels of a new one: these belong together.
