@@ -67,11 +67,8 @@ class HMDB51(Listed):
             self.classes = choose_classes(classes, sorted(splits))
             listed = find_files(root, {name: _of_subset(splits[name], subset) for name in self.classes})
         self._take(root, listed, quarantine)
-        if self.missing and not missing_ok:
-            raise FileNotFoundError(
-                f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
-                f"{self.missing[:3]}; unpack every class's archive into a folder of its name"
-            )
+        if not missing_ok:
+            self._expect_all("unpack every class's archive into a folder of its name")
         self._expect_samples(subset)
         count = _COUNTS.get(subset, self.expected)
         if not split_file and self.expected != count and self.classes == official_classes("hmdb51"):

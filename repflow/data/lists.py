@@ -92,6 +92,13 @@ class Listed:
                 "fetch their content (git annex get, dvc pull)"
             )
 
+    def _expect_all(self, remedy: str) -> None:
+        if self.missing:
+            raise FileNotFoundError(
+                f"{str(self.root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
+                f"{self.missing[:3]}; {remedy}"
+            )
+
     def _expect_samples(self, subset: str) -> None:
         if not self.samples:
             raise FileNotFoundError(

@@ -76,11 +76,8 @@ class UCF101(Listed):
             found += [(f"{name}/{video}", files.get(stem(video).casefold()), label) for video in listed[name]]
         tell_of_copies(root, left_out)
         self._take(root, found, quarantine)
-        if self.missing and not missing_ok:
-            raise FileNotFoundError(
-                f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
-                f"{self.missing[:3]}; unpack the official archive here, or ask for the classes that are here"
-            )
+        if not missing_ok:
+            self._expect_all("unpack the official archive here, or ask for the classes that are here")
         self._expect_samples(subset)
         names = ((self.classes[label], _GROUP.search(path.stem)) for path, label in self.samples)
         self.groups = [f"{name} {group[1].lower()}" if group else name for name, group in names]

@@ -98,11 +98,11 @@ def real_video(**values: Any) -> dict[str, float]:
     from repflow.training import Part, Recipe, predict, split, train
 
     setting = Setting(**values)
-    part, test = UCF101(setting.root, setting.fold, "train", CLASSES), None
+    training = UCF101(setting.root, setting.fold, "train", CLASSES)
     if setting.held_out:
-        part, test = split(part, 0.25, seed=0)
+        part, test = split(training, 0.25, seed=0)
     else:
-        test = UCF101(setting.root, setting.fold, "test", CLASSES)
+        part, test = training, UCF101(setting.root, setting.fold, "test", CLASSES)
     part = Part(part.root, chosen(part.samples, setting.train_clips, setting.seed), False, list(CLASSES))
     names = "steps", "rate", "weight_decay", "dropout", "seed"
     batch = min(setting.batch, len(part.samples))
