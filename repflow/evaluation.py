@@ -181,7 +181,7 @@ def _share(
                 if item is not None:
                     indices, inputs = item
                     results.append((indices, _scores(model, inputs, batch, device).float().cpu()))
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         name_the_video(error, clips)
         raise
     for indices, scores in results:
@@ -321,7 +321,7 @@ def write_metrics(folder: Path, found: dict[str, object]) -> None:
     write_whole(folder / "metrics.json", f"{json.dumps(found, indent=2, default=str)}\n".encode())
 
 
-def name_the_video(error: RuntimeError, clips: Clips) -> None:
+def name_the_video(error: Exception, clips: Clips) -> None:
     """Raise VideoError where the DataLoader's error tells of a worker that died: with what it was reading."""
     if names := clips.being_read(error):
         raise VideoError(

@@ -1,4 +1,4 @@
-"""Processes: new ones that inherit no thread, how one is stopped, and groups that share an evaluation."""
+"""Processes: new ones that inherit no thread, and groups that share an evaluation."""
 
 import multiprocessing
 import os
@@ -42,26 +42,6 @@ def end_with_parent() -> None:
         os._exit(1)  # nobody is left to wait for
 
     Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Make the first ctrl-C, SIGTERM or SIGHUP a KeyboardInterrupt and ignore the next: cleaning up goes on."""
-
-    def stop(*_: object) -> None:
-        for number in handlers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # what nohup ignores stays ignored
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

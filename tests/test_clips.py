@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import av
@@ -287,6 +288,24 @@ def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
         train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1), backbone="tiny_2d")
 
 
+def test_a_video_is_named_when_the_connection_breaks_before_its_reader_has_ended(made, monkeypatch, tmp_path):
+    data = Clips(SyntheticMotion(made), 4, train=False)
+    deadly = data.samples[0][0]
+
+    def read(path, *arguments):
+        (tmp_path / "reading").touch()
+        time.sleep(0.5)  # the reader is still alive when the connection is seen to be broken
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(clips, "read_clip", read)
+    batches = iter(DataLoader(data, num_workers=1))
+    while not (tmp_path / "reading").exists():
+        time.sleep(0.01)
+    assert data.being_read(EOFError()) == [str(deadly)]
+    assert data.being_read(RuntimeError("of another kind")) == []
+    del batches
+
+
 @pytest.fixture
 def b_frames(tmp_path):
     """A data set of one MPEG-4 video of 90 frames with B-frames in AVI, whose length only decoding tells."""
@@ -475,9 +494,9 @@ def test_a_changed_video_is_decoded_again(made, tmp_path):
     first, second = (path for path, _ in SyntheticMotion(made).samples[:2])
     video = tmp_path / "video.avi"
     clips_of = []
-    for path, time in ((first, 1), (second, 2)):
+    for path, moment in ((first, 1), (second, 2)):
         video.write_bytes(path.read_bytes())
-        os.utime(video, ns=(time, time))
+        os.utime(video, ns=(moment, moment))
         data = Clips(SimpleNamespace(samples=[(video, 0)]), 9, train=False, cache=tmp_path / "cache")
         clips_of.append(data[0][0])
     expected = [torch.from_numpy(read_clip(path)).permute(3, 0, 1, 2) * (2 / 255) - 1 for path in (first, second)]

@@ -196,7 +196,7 @@ def test_bad_flow_commands_say_what_is_wrong_and_leave_nothing(
 
 def test_a_stopped_flow_command_leaves_nothing(tmp_path):
     rng = np.random.default_rng(0)
-    write_gif(tmp_path / "long.gif", rng.integers(0, 255, (60, 200, 200, 3), dtype=np.uint8), fps=10)
+    write_gif(tmp_path / "long.gif", rng.integers(0, 255, (40, 480, 480, 3), dtype=np.uint8), fps=10)
     command = [sys.executable, "-m", "repflow", "flow", "long.gif", "--out", "f.npz"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:

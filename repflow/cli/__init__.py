@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from repflow import __version__
 from repflow.cli import bench, classify, compare, convert, data, doctor, evaluate, flow, run, sweep, train
+from repflow.interrupts import lasting_interrupts
 from repflow.lab.parameters import UsageError
 
 COMMANDS = {
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with suppress(ValueError):  # not in a thread, where no handler can be set
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what is unfinished is cleaned up
     try:
-        code = arguments.command(arguments)
+        with lasting_interrupts():
+            code = arguments.command(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output has gone; the rest of it goes nowhere

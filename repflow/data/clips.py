@@ -2,8 +2,10 @@
 
 import logging
 import os
-import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import active_children
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +23,7 @@ from repflow.video import VideoError, count_frames, read_clip
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
 MOST_BAD = 0.01  # of the videos; a run with more would train on another data set than it says
 WORKERS = 1024  # the most workers of a DataLoader whose videos can be named
+LAST_MOMENTS = 10.0  # seconds that a dying process may need to end
 _log = logging.getLogger(__name__)
 
 Inputs = Tensor | tuple[Tensor, Tensor]  # a clip, or a clip and its flow
@@ -171,13 +174,21 @@ class Clips(Dataset[tuple[Inputs, int]]):
         return [os.fspath(self.samples[i][0]) for i in self._bad.nonzero().flatten().tolist()]
 
     def being_read(self, error: BaseException) -> list[str]:
-        """The videos that workers were reading when they died, of which this error of the DataLoader tells."""
-        processes = {int(number) for number in re.findall(r"\d+", str(error)) if "DataLoader worker" in str(error)}
-        return [
-            os.fspath(self.samples[index][0])
-            for process, index in self._in_work.tolist()
-            if process in processes and index >= 0
-        ]
+        """The videos that workers were reading when they died, of which this error of the DataLoader tells.
+
+        A worker's connections close before the system calls it dead: it is waited for.
+        """
+        if not isinstance(error, (EOFError, ConnectionError)) and "DataLoader worker" not in str(error):
+            return []
+        until = time.monotonic() + LAST_MOMENTS
+        names: list[str] = []
+        while not names and time.monotonic() < until:
+            with suppress(RuntimeError):  # PyTorch's signal handler tells of the same death
+                time.sleep(0.01)
+                alive = {child.pid for child in active_children()}
+                reading = {process: index for process, index in self._in_work.tolist() if index >= 0}
+                names = [os.fspath(self.samples[reading[process]][0]) for process in reading.keys() - alive]
+        return names
 
     def _note(self, index: int) -> None:
         if (worker := get_worker_info()) is not None:

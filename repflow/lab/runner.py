@@ -18,9 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repflow.interrupts import one_interrupt
 from repflow.lab.jobs import Job
 from repflow.lab.notebook import reported, summary
-from repflow.processes import one_interrupt
 from repflow.records import environment
 
 if TYPE_CHECKING:

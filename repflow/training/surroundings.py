@@ -68,7 +68,7 @@ def explained(clips: Clips, recipe: Recipe, processes: int) -> Iterator[None]:
     """Raise VideoError that names the video that killed a worker, and TrainingError for too little memory."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         name_the_video(error, clips)
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
             size = f"{clips.crop}×{clips.crop}" if clips.crop else "whole frames"

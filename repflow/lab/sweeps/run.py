@@ -27,9 +27,9 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 
 from repflow.files import beside, write_whole
+from repflow.interrupts import one_interrupt
 from repflow.lab.parameters import UsageError
 from repflow.lab.sweeps.grid import Point, Sweep
-from repflow.processes import one_interrupt
 from repflow.records import environment
 
 TRIES = 2
