@@ -138,7 +138,8 @@ class RepresentationFlow(nn.Module):
     init_scale: the batch norm's first scale. 1 suits training from scratch; 0 starts as ReLU(x[:, :, :-1]), which suits
         a pre-trained network (the released models).
     scaling: "clip" scales each clip to 0..255, "batch" the whole batch at once, as the 2019 layer does.
-    Raises ValueError for fewer than two frames or another number of channels.
+    skip: whether x is added, as above; without it and with init_scale 0, nothing would ever be learned.
+    Raises ValueError for that, for fewer than two frames or another number of channels.
     """
 
     def __init__(
@@ -151,8 +152,10 @@ class RepresentationFlow(nn.Module):
         init_scale: float = 1.0,
         engine: str = "auto",
         scaling: str = "clip",
+        skip: bool = True,
     ) -> None:
         super().__init__()
+        self.skip = _checked_skip(skip, init_scale)
         self.reduce = nn.Conv3d(channels, bottleneck, 1, bias=False)
         self.clip_flow = ClipFlow(bottleneck, iterations, learn, engine, scaling)
         self.expand = nn.Conv3d(2 * bottleneck, channels, 1, bias=False)
@@ -166,7 +169,7 @@ class RepresentationFlow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         motion = self.bn(self.expand(torch.cat(self.flow(x), 1)))
-        return F.relu(x[:, :, :-1] + motion)
+        return F.relu(x[:, :, :-1] + motion if self.skip else motion)
 
 
 class FlowOfFlow(nn.Module):
@@ -192,8 +195,10 @@ class FlowOfFlow(nn.Module):
         init_scale: float = 1.0,
         engine: str = "auto",
         scaling: str = "clip",
+        skip: bool = True,
     ) -> None:
         super().__init__()
+        self.skip = _checked_skip(skip, init_scale)
         self.depth, self.conv_between = whole_number("depth", depth, 1), conv_between
         features, flow_channels = channels, 2 * bottleneck
         for level in range(depth):
@@ -220,7 +225,15 @@ class FlowOfFlow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         motion = self.bn(self.expand(torch.cat(self.flow(x), 1)))
-        return F.relu(F.avg_pool3d(x, (self.depth + 1, 1, 1), stride=1) + motion)
+        return F.relu(F.avg_pool3d(x, (self.depth + 1, 1, 1), stride=1) + motion if self.skip else motion)
+
+
+def _checked_skip(skip: bool, init_scale: float) -> bool:
+    if not skip and init_scale == 0:
+        raise ValueError(
+            "init_scale: 0 lets no gradient through without the skip connection; expected another, such as 1"
+        )
+    return skip
 
 
 def _number(level: int) -> str:

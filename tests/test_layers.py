@@ -228,6 +228,16 @@ def test_at_scale_zero_only_the_residual_is_left(layer, rng):
     torch.testing.assert_close(layer(6, bottleneck=4, init_scale=0.0)(x), F.relu(residual))
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_without_the_skip_connection_the_rest_is_left(layer, rng):
+    x = clips(rng)
+    module = layer(6, bottleneck=4, skip=False)
+    expected = F.relu(module.bn(module.expand(torch.cat(module.flow(x), 1))))
+    torch.testing.assert_close(module(x), expected)
+    with pytest.raises(ValueError, match="init_scale: 0 lets no gradient through"):
+        layer(6, bottleneck=4, skip=False, init_scale=0.0)
+
+
 def test_what_is_learned_is_what_was_named():
     def names(learn):
         return {n.split(".")[1] for n, _ in RepresentationFlow(4, learn=learn).clip_flow.named_parameters(prefix="c")}

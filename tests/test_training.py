@@ -22,17 +22,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from repflow.cli import main
 from repflow.cli import train as command
 from repflow.data import Clips, SyntheticMotion
+from repflow.data.synthetic import CLASSES, render
 from repflow.lab.parameters import UsageError
 from repflow.layers import ClipFlow
 from repflow.models import build_model
 from repflow.models.systems import SYSTEMS
 from repflow.official import FlowLayer201902, FlowLayer201906, HMDBFlowOfFlow, KineticsModel
+from repflow.records import results_folder
 from repflow.training import (
     PRESETS,
     Recipe,
     TrainingError,
     follow,
     motion_accuracy,
+    open_checkpoint,
     parameter_groups,
     predict,
     split,
@@ -462,3 +465,30 @@ def test_a_training_that_fails_says_why(tmp_path):
     words = ["--data", "synthetic", str(tmp_path / "nothing"), "--model", "rgb_2d", "--out", str(tmp_path / "run")]
     with pytest.raises(TrainingError, match="nothing"):
         list(follow(*words))
+
+
+def test_weights_that_come_along_are_read_by_name():
+    """Each file is a checkpoint whose network gives the accuracy that its card states, on clips it has not seen."""
+    names = sorted(file.stem for file in (results_folder() / "weights").glob("*.safetensors"))
+    assert "flow_of_flow_2d" in names
+    for name in names:
+        model, cut, config, classes = open_checkpoint(name)
+        assert classes == sorted(CLASSES)
+        assert config["model"] == name
+        assert cut["frames"] == 9
+        rng = np.random.default_rng(1)
+        clips = np.stack([render(motion, rng) for motion in classes for _ in range(2)])
+        pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3) * (2 / 255) - 1
+        with torch.inference_mode():
+            right = model(pixels).argmax(1) == torch.arange(len(classes)).repeat_interleave(2)
+        assert 100 * right.float().mean() > config["about"]["accuracy"]["top1"] - 25
+    assert sum(file.stat().st_size for file in (results_folder() / "weights").iterdir()) < 2e6
+
+
+def test_a_training_begins_with_weights_that_come_along(small):
+    recipe = Recipe(steps=1, batch=4, rate=1e-9, weight_decay=0.0)
+    begun = train("repflow_2d", clips_of(small), 12, recipe, init_from="repflow_2d", **TINY).model
+    shipped = dict(open_checkpoint("repflow_2d").model.named_parameters())
+    for name, value in begun.named_parameters():
+        if not name.startswith("classify"):
+            torch.testing.assert_close(value, shipped[name])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from repflow.data import HMDB51, UCF101, Clips, SyntheticMotion, Views
-from repflow.lab.sweeps import real_video
+from repflow.lab.sweeps import convergence, real_video
 from repflow.lab.sweeps.real_video import chosen
 from repflow.training import split
 
@@ -192,6 +192,14 @@ def test_the_study_of_real_video(five):
     fewer = real_video.real_video(system="difference_2d", train_clips=2, order="shuffled", **tiny)
     assert fewer["clips"] == 10
     assert real_video.real_video(system="rgb_2d", held_out=True, **tiny)["clips"] == 10
+
+
+def test_the_steps_to_an_accuracy(five, monkeypatch):
+    """The first test reaches 0 percent, none reaches more than 100."""
+    monkeypatch.setattr(convergence, "LEVELS", (0, 101))
+    found = convergence.convergence(video="real", steps=4, every=2, skip=False, data=str(five))
+    assert (found["steps_to_0"], found["steps_to_101"]) == (2, 6)
+    assert found["top1"] * 5 / 100 in {0, 1, 2, 3, 4, 5}
 
 
 def test_shuffled_clips_hold_the_same_frames(five):

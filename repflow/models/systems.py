@@ -23,7 +23,7 @@ class Options(TypedDict, total=False):
     flow_after: how many stages of the backbone stand before it; 0 is at the pictures, whose values below 0 its ReLU
         cuts off. Default 2, the paper's best: after ResNet's second stage of four, its "third residual block".
     bottleneck, iterations, learn: see `RepresentationFlow`. Default: its own; for tiny ones 8 channels, 10 iterations.
-    init_scale, scaling: see there too. Default 0 with weights, 1 without; "clip".
+    init_scale, scaling, skip: see there too. Default 0 with weights, 1 without; "clip"; True.
     With flow of flow:
     flow_layers, conv_between: 1 to 3 layers, and whether a convolution stands between two. Default 2, True.
     With a stream of optical flow:
@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     learn: Collection[str]
     init_scale: float
     scaling: str
+    skip: bool
     flow_layers: int
     conv_between: bool
     flow: str
@@ -155,7 +156,7 @@ RESNET_2D = "resnet50_2d", "resnet34_2d", "resnet18_2d", "tiny_2d"
 RESNET_2PLUS1D = "resnet50_2plus1d", "resnet34_2plus1d", "resnet18_2plus1d", "tiny_2plus1d"
 RESNET_NONLOCAL = "resnet101_nonlocal", "resnet50_nonlocal", "tiny_nonlocal"
 I3D, S3D, R2PLUS1D = ("i3d",), ("s3d",), ("r2plus1d_18",)
-LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale", "scaling"
+LAYER = "flow_after", "bottleneck", "iterations", "learn", "init_scale", "scaling", "skip"
 DEPTH = *LAYER, "flow_layers", "conv_between"
 FUSED = "flow", "fusion"
 _repflow = partial(_with_flow_layer, flow_layers=1)

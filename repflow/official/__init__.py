@@ -1,6 +1,6 @@
 """The 2019 PyTorch releases today: their layers, their networks, and their weights."""
 
-from repflow.official.checkpoints import CheckpointError, build, convert, kind_of, load, of_training, read
+from repflow.official.checkpoints import CheckpointError, build, convert, kind_of, load, locate, of_training, read
 from repflow.official.layers import FlowLayer201902, FlowLayer201906
 from repflow.official.models import HMDB_CLASSES, HMDBFlowOfFlow, KineticsModel
 
@@ -15,6 +15,7 @@ __all__ = [
     "convert",
     "kind_of",
     "load",
+    "locate",
     "of_training",
     "read",
 ]

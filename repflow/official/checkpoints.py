@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,12 +19,14 @@ from repflow._version import __version__
 from repflow.arguments import whole_number
 from repflow.files import beside
 from repflow.official.models import HMDBFlowOfFlow, KineticsModel
+from repflow.records import results_folder
 
 # Each network's class, and the weight of its classifier, whose first size is the number of classes.
 MODELS = {"kinetics": (KineticsModel, "classify.weight"), "hmdb_flow_of_flow": (HMDBFlowOfFlow, "fc.weight")}
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 COUNTERS = ("n_averaged", "steps")  # beside an average of weights: AveragedModel's, MMEngine's
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, a LightningModule's attributes
+SHIPPED = "repflow"  # the entry of a safetensors file's metadata that makes it a checkpoint of `repflow train`
 WEIGHTS, RECORD = "model.safetensors", "model.json"  # the two files of a folder by `convert`
 
 
@@ -124,9 +127,10 @@ def convert(path: str | Path, model: str, out: str | Path) -> None:
 def read(path: str | Path) -> Any:
     """The content of a file of weights, or of a folder by `convert`, with its tensors on the CPU.
 
-    Raises CheckpointError for a file that is damaged, or that holds more than tensors and plain Python values.
+    Weights that come with the package are read by their name, see `locate`. Raises CheckpointError for a file that is
+    damaged, or that holds more than tensors and plain Python values.
     """
-    path = Path(path)
+    path = locate(path)
     file = path / WEIGHTS if path.is_dir() else path
     with _naming(str(path)):
         if path.is_dir() and not (path / RECORD).exists():
@@ -140,7 +144,21 @@ def read(path: str | Path) -> Any:
         with _damage_named():
             with file.open("rb") as stream:
                 is_safetensors = file.suffix == ".safetensors" or stream.read(9)[8:] == b"{"
-            return load_file(file) if is_safetensors else torch.load(file, map_location="cpu", weights_only=True)
+            if not is_safetensors:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            with safe_open(file, "pt") as tensors:
+                record = (tensors.metadata() or {}).get(SHIPPED)
+            return json.loads(record) | {"model": load_file(file)} if record else load_file(file)
+
+
+def locate(path: str | Path) -> Path:
+    """The path itself, or, where nothing lies there, the file of this name in results/weights, which come along.
+
+    >>> locate("flow_of_flow_2d").name
+    'flow_of_flow_2d.safetensors'
+    """
+    named = results_folder() / "weights" / f"{path}.safetensors"
+    return named if not Path(path).exists() and named.is_file() else Path(path)
 
 
 def of_training(content: Any) -> bool:

@@ -43,6 +43,9 @@ class Checkpoint(NamedTuple):
 def open_checkpoint(path: str | Path, key: str | None = None, feed: str | None = None) -> Checkpoint:
     """Read a checkpoint of `train`, or weights of the 2019 release in any form that `official.load` takes, with `key`.
 
+    Small networks that were trained on SyntheticMotion come with the package: "repflow_2d", "flow_of_flow_2d",
+    "repflow_2plus1d" and "flow_of_flow_2plus1d" instead of a path; results/weights/README.md tells of them.
+
     feed: see `released`, for the release's weights alone. Flow that was read from a folder is not in `clips`, since
     that folder may have moved. Raises CheckpointError (a ValueError) for anything else.
 
@@ -103,7 +106,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> read_checkpoint("runs/motion/best.pt")["best"]["top1"]
         87.5
     """
-    if not Path(path).exists():
+    if not official.locate(path).exists():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; check the path")
     try:
         state = official.read(path)

@@ -18,6 +18,7 @@ from torch import nn
 from repflow.data import Clips
 from repflow.evaluation import check_classes, hits, predict
 from repflow.models import build_model
+from repflow.official import locate
 from repflow.training.batches import StepBatches, load_batches
 from repflow.training.checkpoint import load_weights
 from repflow.training.folder import RunFolder, TrainingError, describe_clips
@@ -61,7 +62,8 @@ def train(
 
     folder: keeps the run, and the same call goes on where it was stopped; see `repflow.training`.
     validation: clips that choose the best step, of videos that are neither in `clips` nor in the test fold.
-    init_from: a checkpoint of the same system; all its weights but the classifier's are taken.
+    init_from: a checkpoint of the same system, or the name of one that comes along (`open_checkpoint`); all its weights
+        but the classifier's are taken.
     devices, nodes: GPUs of a machine (processes, on a CPU), and machines.
     about: more about the data for config.json. The names of the classes are kept with it, if the clips' data set has
         them, and come with every checkpoint.
@@ -90,7 +92,7 @@ def train(
         "num_classes": num_classes,
         "options": model_options,
         "recipe": {key: value for key, value in asdict(recipe).items() if key not in ("workers", "tensorboard")},
-        "init_from": init_from and os.path.abspath(init_from),
+        "init_from": init_from and os.path.abspath(locate(init_from)),
         "about": {"classes": clips.classes} | dict(about or {}),
         "training": describe_clips(clips),
         "validation": validation and describe_clips(validation),

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from repflow.data import UCF101, Clips, Views, default_folder
-from repflow.data.clips import Inputs
+from repflow.data.clips import Inputs, Samples
 from repflow.models import build_model
 from repflow.models.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from repflow.training import Part
 
 CLASSES = "BrushingTeeth", "CuttingInKitchen", "JumpingJack", "Lunges", "WallPushups"
 ACTIONS = CLASSES[2:]  # of the whole body; the first two show in one frame
@@ -70,6 +73,17 @@ class Setting:
         options = {"backbone": "tiny_2plus1d" if self.system.endswith("2plus1d") else "tiny_2d"}
         return options if self.iterations is None else options | {"iterations": self.iterations}
 
+    def videos(self) -> "tuple[Part, Samples]":
+        """The videos to train on, and those to test on."""
+        from repflow.training import Part, split
+
+        training: Samples = UCF101(self.root, self.fold, "train", CLASSES)
+        test: Samples = UCF101(self.root, self.fold, "test", CLASSES)
+        if self.held_out:
+            training, test = split(training, 0.25, seed=0)
+        samples = chosen(training.samples, self.train_clips, self.seed)
+        return Part(training.root, samples, False, list(CLASSES)), test
+
 
 class Shuffled(Clips):
     """Clips whose frames are in random order, by (seed, epoch, index), the flow's as the pictures'."""
@@ -95,15 +109,10 @@ def real_video(**values: Any) -> dict[str, float]:
         >>> accuracy = real_video(system="repflow_2d", steps=300)["top1"]
     """
     from repflow.evaluation import hits
-    from repflow.training import Part, Recipe, predict, split, train
+    from repflow.training import Recipe, predict, train
 
     setting = Setting(**values)
-    training = UCF101(setting.root, setting.fold, "train", CLASSES)
-    if setting.held_out:
-        part, test = split(training, 0.25, seed=0)
-    else:
-        part, test = training, UCF101(setting.root, setting.fold, "test", CLASSES)
-    part = Part(part.root, chosen(part.samples, setting.train_clips, setting.seed), False, list(CLASSES))
+    part, test = setting.videos()
     names = "steps", "rate", "weight_decay", "dropout", "seed"
     batch = min(setting.batch, len(part.samples))
     recipe = Recipe(batch=batch, reference_batch=batch, **{name: getattr(setting, name) for name in names})
