@@ -46,7 +46,8 @@ classes say how the picture moves. `--init-from NAME` starts a training from the
 
 Recipe: {steps} steps of {batch} clips, rate {rate:g}, one cycle, seed {seed}; {clips} clips a class to train on,
 {test} others to test on, {frames} frames of 48 × 48. Made by `python tools/weights.py` with PyTorch {torch},
-repflow {repflow} at commit {commit:.9}. Licence: MIT, as the package. Each file holds its run's whole configuration as metadata.
+repflow {repflow} at commit {commit:.9}. Licence: MIT, as the package. Each file holds its run's
+whole configuration as metadata.
 """
 
 
