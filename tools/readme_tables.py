@@ -234,13 +234,15 @@ def draw(file: Path) -> None:
 
 
 def main(sweeps: Sequence[str]) -> None:
-    """Write results/synthetic_motion.csv and .png from a sweep's table, if one is named, and the README's tables."""
+    """Write the tables of README.md and results/README.md, and synthetic_motion.csv from a sweep, if named."""
     root = Path(__file__).parents[1]
     for sweep in sweeps:
         file = root / "results" / "synthetic_motion.csv"
         file.write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")
         draw(file)
-    write_marked(root / "README.md", sections(root / "results"))
+    tables = sections(root / "results")
+    write_marked(root / "README.md", {"results on real video": tables.pop("results on real video")})
+    write_marked(root / "results" / "README.md", tables)
 
 
 if __name__ == "__main__":
