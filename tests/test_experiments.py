@@ -24,7 +24,7 @@ from repflow.lab.runner import execute, run, tidy
 from repflow.lab.site import heading, mathml, notebook_page
 from repflow.records import results_folder
 
-PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+PROJECT = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 PARAMETERS = """\
 # sizes
 video: str | None = None  # a video of your own

@@ -1,6 +1,7 @@
 """Every exercise of the notebooks tells a right answer from wrong ones, and waits for one that is not given yet."""
 
 import ast
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,15 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from repflow.lab import check, show
+from repflow.lab import check, exercises, show
+from repflow.lab.jobs import find_notebooks
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = find_notebooks()  # the solutions are none of these
 
 
-def scaled(x, dims=(1, 2, 3, 4), guarded=True):
+def scaled(x, dims=(1, 2, 3, 4), guarded=True, constant=0.0):
     low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     span = torch.where(high > low, high - low, 1.0) if guarded else high - low
-    return 255 * (x - low) / span
+    return torch.where(high > low, 255 * (x - low) / span, constant * x) if guarded else 255 * (x - low) / span
+
+
+def stepped(w, p, theta, tau, dual):
+    u = w + theta * np.diff(np.pad(p, 1))
+    return u, dual(p, tau / theta * np.diff(u))
 
 
 def backward(d):
@@ -25,98 +33,109 @@ def backward(d):
     return np.insert(inner[:-1], 0, 0) - inner
 
 
-# Of each notebook's exercises in order: the reference answer, and typical wrong ones.
-ANSWERS = {
-    "01": [
-        (-0.09, (-0.045, 0.09, -1.5)),
-        (
-            lambda rho, g2, lam, theta: -lam * theta * rho / (1 + lam * theta * g2),
-            (lambda rho, g2, lam, theta: -lam * theta * rho, lambda rho, g2, lam, theta: -rho / g2),
-        ),
-        (
-            lambda px, py: px - np.roll(px, 1, 1) + py - np.roll(py, 1, 0),
-            (
-                lambda px, py: np.roll(px, -1, 1) - px + np.roll(py, -1, 0) - py,
-                lambda px, py: np.roll(px, 1, 1) - px + np.roll(py, 1, 0) - py,
-                lambda px, py: px - np.roll(px, 1, 0) + py - np.roll(py, 1, 1),
-            ),
-        ),
-        (0.15 * 255 / 4095, (0.15 * 4095 / 255, 0.15, 0.15 / 255)),
-        (6, (5, 20, 4.3)),
-    ],
-    "02": [
-        (9, (1, 8, 89)),
-        (-0.3, (0.3, 0.0, -0.15)),
-        ("same", ("opposite", "another")),
-        (
-            scaled,
-            (
-                lambda x: scaled(x, (0, 1, 2, 3, 4)),
-                lambda x: scaled(x, (2, 3, 4)),
-                lambda x: scaled(x, guarded=False).nan_to_num(),
-            ),
-        ),
-        (50435, (50432, 49411, 50627)),
-    ],
-    "03": [
-        (
-            lambda speeds: np.sum(np.square(speeds) * np.arange(-3.5, 4)),
-            (np.mean, lambda speeds: speeds[-1] - speeds[0], lambda speeds: np.square(speeds).mean() - 1.7),
-        ),
-        (1 + 0.81 * np.square(np.linspace(-1, 1, 8)).mean(), (1.0, 1.27, 1.81)),
-        (75.0, (83.3, 50.0, 0.75)),
-        (6, (4, 5, 7)),
-    ],
-    "04": [
-        (1112, (1111, 278, 1112.5)),
-        ({"up", "down", "zoom-in", "zoom-out"}, ({"up", "down"}, {"left", "right"}, {"up", "down", "clockwise"})),
-        (100 * 7 / 12, (83.3, 100 * 5 / 12, 50.0)),
-        (150 * 16 / 720, (150 / 720, 150 * 16 / 60, 3)),
-    ],
-    "05": [
-        ((8546 - 450) / (524 - 450), (8546 / 524, (8546 - 225) / (524 - 225), 100)),
-        (16, (8, 6, 2)),
-        (5, (6, 10, 1)),
-        (
-            lambda x, t: np.polyfit(np.log(x), np.log(t), 1)[0],
-            (
-                lambda x, t: np.polyfit(x, t, 1)[0],
-                lambda x, t: np.log(t[-1] / t[0]) / np.log(x[-1] / x[0]),
-                lambda x, t: np.mean(np.log(t) / np.log(x)),
-            ),
-        ),
-    ],
-    "06": [
-        (114, (115, 361, 57)),
-        (4950, (5050, 100, 10000)),
-        (2.84, (100, 140.8, 0.142)),
-        (backward, (lambda d: np.append(np.diff(d), 0), lambda d: -backward(d), lambda d: -np.diff(d, prepend=0))),
-    ],
+def undone(step, undo, state, bar, n, behind=0):
+    """A segment that begins anew for each iteration, and may take the state `behind` it for the one before."""
+    for k in range(n - 1, -1, -1):
+        before = state
+        for _ in range(k + behind):
+            before = step(before)
+        bar = undo(before, bar)
+    return bar
+
+
+# Of each exercise typical wrong answers, in the notebooks' order.
+WRONG = {
+    "squares_for_the_data": (
+        lambda rho, g2, lam, theta: -lam * theta * rho,
+        lambda rho, g2, lam, theta: -rho / g2,
+        lambda rho, g2, lam, theta: -lam * theta * abs(rho) / (1 + lam * theta * g2),
+        lambda rho, g2, lam, theta: lam * theta * np.clip(-rho / (1 + lam * theta * g2), -2, 2),
+        lambda rho, g2, lam, theta: np.nan,
+    ),
+    "torus_divergence": (
+        lambda px, py: np.roll(px, -1, 1) - px + np.roll(py, -1, 0) - py,
+        lambda px, py: np.roll(px, 1, 1) - px + np.roll(py, 1, 0) - py,
+        lambda px, py: px - np.roll(px, 1, 0) + py - np.roll(py, 1, 1),
+    ),
+    "dual_step": (
+        lambda *a: stepped(*a, lambda p, slope: p + slope - abs(slope) * p),
+        lambda *a: stepped(*a, lambda p, slope: (p + slope) / np.maximum(1, abs(p + slope))),
+        lambda w, p, theta, tau: (w, p),
+        lambda w, p, theta, tau: stepped(w, -p, theta, tau, lambda p, slope: (slope - p) / (1 + abs(slope))),
+    ),
+    "another_camera": (0.15 * 4095 / 255, 0.15, 0.15 / 255, 0.15 / 16, 0.0093),
+    "pyramid_levels": (5, 20, 4.3, -6),
+    "reach": (1, 8, 89, 10**12),
+    "who_learns": (0.3, 0.0, -0.15),
+    "negative_film": ("opposite", "another"),
+    "scaling": (
+        lambda x: scaled(x, (0, 1, 2, 3, 4)),
+        lambda x: scaled(x, (2, 3, 4)),
+        lambda x: scaled(x, guarded=False).nan_to_num(),
+        lambda x: scaled(x, constant=1.0),
+        lambda x: scaled(x.detach()) + 0 * x,
+    ),
+    "learned_iteration": (
+        lambda flow, p, rho_c, grad, learned: (flow, p),
+        lambda flow, p, rho_c, grad, learned: (flow + grad, p),
+    ),
+    "acceleration_detector": (
+        np.mean,
+        lambda speeds: speeds[-1] - speeds[0],
+        lambda speeds: np.square(speeds).mean() - 1.7,
+        lambda speeds: abs(speeds[-1]) - 0.5,
+        lambda speeds: 0.5 - abs(speeds[0]),
+    ),
+    "mean_square": (1.0, 1.27, 1.81),
+    "sixteen_classes": (83.3, 50.0, 0.75),
+    "second_flow": (
+        lambda d, g: d[0].mean(),
+        lambda d, g: d[0].sign().mean(),
+        lambda d, g: d.square().sum(0).mean(),
+        lambda d, g: g.square().sum(0).mean(),
+    ),
+    "clips_needed": (1111, 278, 1112.5),
+    "mirrored_classes": ({"up", "down"}, {"left", "right"}, {"up", "down", "clockwise"}),
+    "mirrored_ceiling": (83.3, 100 * 5 / 12, 50.0),
+    "most_confused": (
+        lambda counts: np.unravel_index((counts * (1 - np.eye(5))).argmax(), (5, 5)),
+        lambda counts: np.diag(counts).argsort()[:2],
+        lambda counts: (0, 1),
+        lambda counts: (0, 0),
+    ),
+    "break_even": (8546 / 524, (8546 - 225) / (524 - 225), 100, 108, 110.9),
+    "speed_model": (
+        lambda decode, flow, network, layer: (decode + flow + 2 * network) / (decode + network + layer),
+        lambda decode, flow, network, layer: (decode + flow) / max(decode, network + layer),
+        lambda decode, flow, network, layer: max(decode, network + layer) / max(decode + flow, 2 * network),
+    ),
+    "power_law": (
+        lambda x, t: np.polyfit(x, t, 1)[0],
+        lambda x, t: np.log(t[-1] / t[0]) / np.log(x[-1] / x[0]),
+        lambda x, t: np.mean(np.log(t) / np.log(x)),
+    ),
+    "cached_plane": (115, 361, 57, 113),
+    "remembering_nothing": (5050, 100, 10000),
+    "segment": (
+        undone,
+        lambda *a: undone(*a, behind=1),
+        lambda step, undo, state, bar, n: undo(state, bar),
+    ),
+    "transposed_gradient": (
+        lambda d: np.append(np.diff(d), 0),
+        lambda d: -backward(d),
+        lambda d: -np.diff(d, prepend=0),
+    ),
 }
-CASES = [(name, i) for name, answers in ANSWERS.items() for i in range(len(answers))]
+WHOLE = {"pyramid_levels": 6, "reach": 9, "clips_needed": 1112, "cached_plane": 114, "remembering_nothing": 4950}
 
 
-def cells_of(name):
-    path = next(path for path in NOTEBOOKS if path.name.startswith(name))
-    return nbformat.read(path, as_version=4).cells
+def code(path):
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def exercises(cells):
+def places(cells):
     return [i for i, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
-
-
-@pytest.fixture(scope="module")
-def names():
-    """Of each notebook what it defines before its exercises: parameters, imports, functions and classes."""
-    found = {}
-    for name in ANSWERS:
-        found[name] = {}
-        for cell in cells_of(name):
-            if cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", []):
-                kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.AnnAssign)
-                body = [node for node in ast.parse(cell.source).body if isinstance(node, kinds)]
-                exec(compile(ast.Module(body, []), name, "exec"), found[name])  # noqa: S102 (our own text)
-    return found
 
 
 @pytest.fixture
@@ -131,24 +150,63 @@ def shown(monkeypatch):
     return calls
 
 
-def verdict(cell, names, shown, capsys, given):
-    """What the cell tells if `given` stands in place of None."""
-    assert cell.source.count("answer = None") == 1
-    source = cell.source.replace("answer = None", "answer = given")
-    exec(compile(source, "exercise", "exec"), dict(names) | {"given": given})  # noqa: S102 (our own text)
-    return capsys.readouterr().out.strip() or shown[-1][0]
+@pytest.fixture(scope="module")
+def solutions():
+    """What notebooks/solutions.ipynb hands to its checks, by the checks' names."""
+    first, *others = code(FOLDER / "solutions.ipynb")
+    names, answers = {}, {}
+    exec(first, names)  # noqa: S102 (our own text)
+    names["check"] = lambda answer, holds: answers.update({holds.__name__: answer})
+    for source in others:
+        exec(source, names)  # noqa: S102
+    return answers
 
 
-@pytest.mark.parametrize(("name", "index"), CASES)
-def test_a_check_tells_right_from_wrong(name, index, names, shown, capsys):
-    cells = cells_of(name)
-    cell = cells[exercises(cells)[index]]
-    right, wrong = ANSWERS[name][index]
-    assert verdict(cell, names[name], shown, capsys, None) == "not answered yet"
-    assert verdict(cell, names[name], shown, capsys, right) == "right"
-    assert len(wrong) >= 2
-    for answer in (*wrong, "nonsense", object()):
-        assert verdict(cell, names[name], shown, capsys, answer).startswith("not right yet"), answer
+def test_every_exercise_waits_for_an_answer_and_has_a_solution(solutions):
+    asked = []
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        for i in places(cells):
+            asked += re.findall(r"\Aanswer = None  # .+\ncheck\(answer, exercises\.(\w+)\)\Z", cells[i].source)
+        assert any("](solutions.ipynb)" in cell.source for cell in cells[: places(cells)[0]])
+    assert asked == list(WRONG) == list(solutions)
+    cells = nbformat.read(FOLDER / "solutions.ipynb", as_version=4).cells
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_check_tells_right_from_wrong(name, solutions, shown):
+    wrong = (*WRONG[name], "nonsense", object())
+    for answer in (None, solutions[name], *wrong):
+        check(answer, getattr(exercises, name))
+    first, second, *others = [text for text, _ in shown]
+    assert (first, second) == ("not answered yet", "right")
+    assert [text[:13] for text in others] == ["not right yet"] * len(wrong), others
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_may_be_a_float(name):
+    holds = getattr(exercises, name)
+    assert holds(WHOLE[name])
+    assert holds(float(WHOLE[name]))
+    with pytest.raises(ValueError, match="expected a whole number, got"):
+        holds(WHOLE[name] + 0.5)
+
+
+@pytest.mark.parametrize("part", ["theta", "lam", "tau", "flow_x", "flow_y", "div_x", "div_y"])
+def test_a_learned_iteration_uses_and_teaches_every_part(part, solutions):
+    def without(flow, p, rho_c, grad, learned):
+        return solutions["learned_iteration"](flow, p, rho_c, grad, learned | {part: learned[part] + 0.1})
+
+    assert not exercises.learned_iteration(without)
+
+
+def test_other_right_answers_are_accepted():
+    assert exercises.negative_film("Same")
+    assert exercises.mirrored_classes(["zoom-out", "zoom-in", "up", "down"])
+    assert exercises.break_even(109)
+    assert exercises.second_flow(lambda d, g: (d * g).sum(0).mean())
+    assert exercises.acceleration_detector(lambda speeds: (np.square(speeds) * np.arange(-3.5, 4)).sum())
 
 
 def test_an_answer_of_another_kind_is_not_right_and_says_why(shown):
@@ -169,20 +227,19 @@ def test_a_notebook_opens_and_ends_as_all_do(path):
     opening = cells[0].source
     for phrase in ("*Afterwards you can*", "*You need*", "*It takes*", "| `tiny` |", "| `small` |", "| `paper` |"):
         assert phrase in opening
-    places = exercises(cells)
-    assert 3 <= len(places) <= 5
-    assert len(places) == len(ANSWERS[path.name[:2]])
-    assert all("<details><summary>Hint</summary>" in cells[i - 1].source for i in places)
-    assert any("## Reading" in cell.source for cell in cells[places[-1] :])
+    found = places(cells)
+    assert 3 <= len(found) <= 5
+    assert all("<details><summary>Hint</summary>" in cells[i - 1].source for i in found)
+    assert any("## Reading" in cell.source for cell in cells[found[-1] :])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_figure_is_shown_without_words(path):
-    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    shown = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    sources = code(path)
+    shown = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     names = [ast.unparse(node.func) for node in shown]
     assert "plt.show" not in names
-    assert names.count("display") == sum("def show(" in source for source in code)  # `show` takes the words
+    assert names.count("display") == sum("def show(" in source for source in sources)  # `show` takes the words
     texts = [node.args[1] for node in shown if ast.unparse(node.func) == "show"]
     assert texts
     assert all(not isinstance(text, ast.Constant) or len(text.value) > 20 for text in texts)

@@ -18,7 +18,7 @@ from repflow.lab.site import heading, write_site
 from repflow.records import environment
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+NOTEBOOKS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
 
 
 def make_site(folder, jobs, done, whole=True):

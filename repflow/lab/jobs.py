@@ -28,7 +28,7 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     The project's are in the installed package or beside it in the checkout. Raises UsageError for an unknown name.
     """
     folder = shipped("notebooks")
-    known = sorted(folder.glob("*.ipynb"))
+    known = sorted(folder.glob("[0-9]*.ipynb"))  # numbered: the solutions are no run
     chosen: list[Path] = []
     for name in names:
         matches = [path for path in known if name == path.stem or name.zfill(2) == path.stem.split("_")[0]]
