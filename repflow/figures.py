@@ -134,7 +134,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
     for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
         drawn = ax.bar(places, [group.get(name, np.nan) for group in groups.values()], width, color=colour, label=name)
-        ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small")
+        ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small", bbox={"color": "white", "pad": 0.5})  # over lines
     for i, (name, value) in enumerate((lines or {}).items()):
         ax.axhline(value, color="0.3", linestyle=("--", ":")[i % 2], label=name)
     ax.set_xticks(range(len(groups)), [fill(name, 14, break_long_words=False) for name in groups])

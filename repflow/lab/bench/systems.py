@@ -143,8 +143,8 @@ def table(rows: Iterable[Row], program: str) -> list[Row]:
 def ratios(rows: Sequence[Row], program: str) -> list[Row]:
     """The paper's ratios beside ours, with TV-L1 by `program`: rows (ratio, paper, here), none if a system is missing.
 
-    The first and second layer's own time is over the (2+1)D RGB network's, as the paper's differences are, at the same
-    number of frames: a system with a flow layer has fewer frames above it, which hides part of its cost.
+    Of the first and second layer, here their own time over the (2+1)D RGB network's, at the same number of frames; in
+    the paper's column differences of whole systems, in which fewer frames above a flow layer hide part of its cost.
     """
     lines = {line["system"]: line for line in table(rows, program)}
     if not lines.keys() >= {"two_stream_2plus1d", "repflow_2plus1d", "flow_of_flow_2plus1d", "rgb_2plus1d"}:
@@ -159,11 +159,8 @@ def ratios(rows: Sequence[Row], program: str) -> list[Row]:
         "share of TV-L1 in two-stream, %": (100 * (1 - 2 * paper[3] / paper[0]), 100 * two["tvl1_ms"] / ours[0]),
         "rep-flow / RGB": (paper[1] / paper[3], ours[1] / ours[3]),
         "flow-of-flow / RGB": (paper[2] / paper[3], ours[2] / ours[3]),
-        "first flow layer, % of RGB, same frames": (100 * (paper[1] - paper[3]) / paper[3], 100 * first / network),
-        "both flow layers, % of RGB, same frames": (
-            100 * (paper[2] - paper[3]) / paper[3],
-            100 * (first + second) / network,
-        ),
+        "first flow layer, % of RGB": (100 * (paper[1] - paper[3]) / paper[3], 100 * first / network),
+        "both flow layers, % of RGB": (100 * (paper[2] - paper[3]) / paper[3], 100 * (first + second) / network),
         "second flow layer, % of RGB": (100 * (paper[2] - paper[1]) / paper[3], 100 * second / network),
     }
     return [{"ratio": name, "paper": in_paper, "here": measured} for name, (in_paper, measured) in pairs.items()]
