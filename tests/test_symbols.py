@@ -8,10 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-FAMILIES = ({"01", "02", "03", "04"}, {"05"}, {"06"})  # within each a symbol has one meaning
+FAMILIES = ({"01", "02", "03", "04", "06"}, {"05"})  # within each a symbol has one meaning
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 # No symbols: words, the differential, the name of a norm, and commands other than the letters below.
-LETTERS = "delta|varepsilon|theta|lambda|rho|tau|nabla"
+LETTERS = "delta|ell|varepsilon|theta|lambda|rho|tau|nabla"
 OTHER = re.compile(
     r"\\(?:text|mathrm|operatorname|tag|begin|end)\s*\{[^{}]*\}|d(?=\\mathbf x)|L\^1"
     rf"|(?<!_)\\(?!(?:mathbf|tilde|{LETTERS})(?![A-Za-z]))[A-Za-z]+"
