@@ -282,7 +282,7 @@ const STYLE = `
   fieldset { border: 0; margin: 0 0 .6rem; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1rem; }
   .sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .4rem 1rem; }
   [type="range"] { display: block; width: 100%; margin: .1rem 0; }
-  input, select { accent-color: var(--u); font: inherit; max-width: 100%; }
+  b { font-weight: inherit; } input, select { accent-color: var(--u); font: inherit; max-width: 100%; }
   :focus-visible { outline: 3px solid var(--u); outline-offset: 3px; }
   .views, .plots { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .8rem; margin: .6rem 0; }
   figure, p { margin: .1rem 0; } figcaption, .quiet { font-size: .85em; }
@@ -302,7 +302,7 @@ const STYLE = `
   }`;
 
 const range = (name, [low, high, step, value, what]) =>
-  `<label>${name} <output>${value}</output> <span class="quiet">${what}</span>
+  `<label>${name} <b>${value}</b> <span class="quiet">${what}</span>
    <input type="range" name="${name}" min="${low}" max="${high}" step="${step}" value="${value}"></label>`;
 const figure = (inside, caption) => `<figure>${inside}<figcaption>${caption}</figcaption></figure>`;
 const view = (caption) =>
@@ -320,7 +320,7 @@ const template = (layers, flows) => `<style>${STYLE}</style><section aria-label=
   <div class="views" tabindex="0" role="application" aria-describedby="keys" aria-label="Pixel cursor on the pictures">
     ${[1, 2, 3].slice(0, layers + 1).map((t) => view(`frame ${t}`)).join("")}
     ${flows.slice(0, -1).map((name) => view(`u of the ${name}`)).join("")}
-    ${view('flow; the rim of <i class="wheel"></i> is <output></output>')}</div>
+    ${view('flow; the rim of <i class="wheel"></i> is <b></b>')}</div>
   <p class="quiet" id="keys">Point at a pixel, or use the arrow keys; with Shift they go ten pixels, or push the dragged disc.</p>
   <p class="told" aria-live="polite"></p>
   <div class="plots">${figure("<div></div>", '<b class="u">●</b> (u, v), <b class="w">■</b> w, px/frame; dashed: ρ = 0')}
@@ -375,14 +375,14 @@ function render({ model, el }) {
     const run = runs[looked.selectedIndex], k = +steps.value, state = run.states[k], largest = scaleOf(run.states.at(-1));
     [...frames, ...(layers === 2 ? fields() : [])].forEach((f, t) => paint(canvases[t], (i) => [f[i], f[i], f[i]]));
     paint(canvases.at(-1), (i) => flowColour(state[i], state[W * H + i], largest));
-    find(".wheel + output").textContent = `${largest} px/frame`;
+    find(".wheel + b").textContent = `${largest} px/frame`;
     const [left, top] = cursor.map((c, i) => `${(100 * (c + 0.5)) / [W, H][i]}%`);
     for (const ring of all(".ring")) Object.assign(ring.style, { left, top });
     const pixels = run.states.map((_, j) => pixelOf(run, j, cursor[1] * W + cursor[0], options));
     const past = pixels.slice(0, k + 1), now = pixels[k];
     [planePlot(past), discPlot(past), energyPlot(pixels, k)].forEach((plot, j) => (plots[j].innerHTML = plot));
     const place = k === +steps.max ? "result" : `warp ${warpOf(k, options) + 1}, iteration ${k % (options.iterations + 1)}`;
-    steps.ariaValueText = steps.parentElement.querySelector("output").textContent = place;
+    steps.ariaValueText = steps.parentElement.querySelector("b").textContent = place;
     const [u, v, wu, wv, rho, energy, ...p] = [now.u, now.v, now.wu, now.wv, now.rho, now.energy, ...now.p].map(said);
     told.textContent =
       `Pixel ${cursor.join(", ")}; ${place}. (u, v) = (${u}, ${v}) px/frame, w = (${wu}, ${wv}), ρ = ${rho} grey levels, ` +
@@ -436,8 +436,8 @@ function render({ model, el }) {
     later(false);
   };
   find("section").oninput = ({ target: control }) => {
-    const output = control.parentElement.querySelector("output");
-    if (output) output.textContent = control.value;
+    const value = control.parentElement.querySelector("b");
+    if (value) value.textContent = control.value;
     if (control.name === "input" || control.type === "file") choose(control.type === "file" ? "picture" : control.value);
     else later(control !== steps && control !== looked);
   };
