@@ -1,4 +1,4 @@
-"""What readers see: the site with the network off, and the notebooks in JupyterLab, in a real browser."""
+"""What readers see, in a real browser: site and playground with the network off, and the notebooks in JupyterLab."""
 
 import json
 import os
@@ -10,14 +10,26 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import PATIENCE
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_site import make_site
 
+from repflow import tvl1
+from repflow.data.pairs import moving_pair
 from repflow.lab.jobs import plan
+from repflow.lab.runner import tidy
+from repflow.lab.site import notebook_page
+from repflow.playground import Playground
+from repflow.solver import classical_kernels, solve
+from repflow.spline import CubicSpline
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright; install the extra `test`")
@@ -172,6 +184,153 @@ def test_the_check_of_the_site_finds_what_is_wrong(browser, tmp_path):
     (tmp_path / "index.html").write_text("<title>wrong</title>" + "".join(wrong.values()))
     _, _, problems = crawl(browser, tmp_path / "index.html")
     assert not [name for name in wrong if not any(name in problem for problem in problems)]
+
+
+# The playground
+
+
+def playground_page(folder, layers):
+    """The exported page of a notebook that shows a playground."""
+    data, _ = Playground(layers=layers)._repr_mimebundle_()
+    cell = new_code_cell("Playground()", outputs=[new_output("execute_result", data)])
+    executed, page = folder / "executed.ipynb", folder / "page.html"
+    nbformat.write(new_notebook(cells=[cell]), executed)
+    page.write_text(notebook_page(tidy(executed, executed), "playground", folder), encoding="utf-8")
+    return page.as_uri()
+
+
+@pytest.fixture
+def played(browser, tmp_path):
+    """Opens an exported playground with the network off; whatever goes wrong on its page fails the test."""
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 1200})
+    context.set_default_timeout(1000 * PATIENCE)
+    page, problems = watched(context)
+
+    def start(layers):
+        page.goto(playground_page(tmp_path, layers))
+        page.locator(".told").get_by_text("Pixel 64, 48; result.").wait_for()
+        return page
+
+    yield start
+    context.close()
+    assert not problems
+
+
+def script(page):
+    """Make the playground's script known to a page as `play`."""
+    source = files("repflow").joinpath("playground.js").read_text(encoding="utf-8")
+    load = "import(URL.createObjectURL(new Blob([source], {type: 'text/javascript'})))"
+    page.evaluate(f"async source => {{ window.play = await {load} }}", source)
+
+
+def told(page, expected):
+    """The numbers of a playground's pixel once its line begins so: u, v, w, ρ, energy, and p of u and of v."""
+    line = page.locator(".told", has_text=re.compile(f"^Pixel {re.escape(expected)}"))
+    line.wait_for()
+    return [float(number.replace("−", "-")) for number in re.findall(r"−?\d+\.\d\d", line.inner_text())]
+
+
+def point(page, x, y):
+    box = page.locator("canvas").first.bounding_box()
+    page.mouse.move(box["x"] + (x + 0.5) * box["width"] / 128, box["y"] + (y + 0.5) * box["height"] / 96)
+
+
+def settled(page, start):
+    """The pixel's u and v once a dragged disc has come to rest."""
+    flow, until = None, time.monotonic() + PATIENCE
+    while flow != (flow := told(page, start)[:2]) and time.monotonic() < until:
+        page.wait_for_timeout(1000)
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "options"),
+    [
+        ("right", (96, 128), {"tau": 0.25, "lam": 0.15, "theta": 0.3, "warps": 5, "iterations": 30, "median": 3}),
+        ("clockwise", (61, 47), {"tau": 0.2, "lam": 0.05, "theta": 0.5, "warps": 3, "iterations": 50, "median": 1}),
+        ("zoom-in", (33, 90), {"tau": 0.12, "lam": 0.4, "theta": 0.2, "warps": 4, "iterations": 17, "median": 3}),
+    ],
+)
+def test_the_playground_computes_what_tvl1_does(browser, kind, size, options):
+    height, width = size
+    frames = [np.float32(frame[:height, :width]) for frame in moving_pair(kind, 1.5, 128, 0)[:2]]
+    page = browser.new_page()
+    script(page)
+    found = page.evaluate(
+        """([first, second, width, height, options]) => {
+          const {states} = play.tvl1(Float32Array.from(first), Float32Array.from(second), width, height, options);
+          return [...states.at(-1).slice(0, 2 * width * height)];
+        }""",
+        [*(f.ravel().tolist() for f in frames), width, height, {**options, "median": options["median"] == 3}],
+    )
+    page.close()
+    expected = tvl1(*frames, scales=1, epsilon=0, **options).numpy()
+    assert np.abs(expected).max() > 1
+    assert np.abs(np.reshape(found, expected.shape) - expected).max() < 1e-3
+
+
+def test_the_playground_tells_what_the_solver_does_at_a_pixel(played):
+    page = played(1)
+    script(page)
+    first, second = (torch.tensor(page.evaluate(f"[...play.made('moves', {t})]")).view(1, 1, 96, 128) for t in (0, 1))
+    _, grad, _ = CubicSpline(second).warp(torch.zeros(2, 1, 1, 96, 128))
+    flow, dual = solve(second - first, grad, iterations=30)
+    point(page, 50, 40)
+    page.get_by_role("slider", name="shown").press("ArrowLeft")  # the result is smoothed by the median filter
+    numbers = told(page, "50, 40; warp 1, iteration 30.")
+    here = (..., 0, 0, 40, 50)
+    rho = (second - first)[0, 0, 40, 50] + (grad * flow).sum(0)[here[1:]]
+    step = torch.clamp(-rho / grad[here].square().sum(), -0.15 * 0.3, 0.15 * 0.3)
+    slope = classical_kernels().at(0).gradient(flow)[here]  # [x or y, u or v]
+    energy = slope.norm(dim=0).sum() + 0.15 * rho.abs()
+    expected = [*flow[here], *(flow[here] + step * grad[here]), rho, energy, *dual[here].T.flatten()]
+    assert numbers == pytest.approx([float(x) for x in expected], abs=0.006)
+
+
+def test_the_playground_s_disc_is_dragged_and_its_pixels_are_pointed_at(played):
+    page = played(1)
+    page.get_by_role("radio", name="drag the disc").check()
+    point(page, 103, 48)
+    assert abs(told(page, "103, 48; result.")[0]) < 0.5  # beside the disc
+    point(page, 64, 48)
+    page.mouse.down()
+    point(page, 88, 48)
+    page.mouse.up()
+    point(page, 103, 48)
+    u, v = settled(page, "103, 48; result.")
+    assert u > 1 > abs(v)
+    page.locator(".views").focus()
+    page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    u, v = settled(page, "102, 48; result.")
+    assert v > 1 > abs(u)
+
+
+def test_the_playground_s_second_flow_tells_moving_from_growing(played):
+    page = played(2)
+    means = {}
+    for name in ("a disc moves", "the flow grows in place", "the flow shrinks in place"):
+        before = page.locator(".status").inner_text()
+        page.get_by_role("radio", name=name).check()
+        if means:
+            page.locator(".status").filter(has_not_text=before).wait_for()
+        line = page.locator(".status").inner_text().partition("mean:")[2]
+        means[name] = [float(number.replace("−", "-")) for number in re.findall(r"−?\d+\.\d\d", line)]
+    (right, still), (_, growing), (_, shrinking) = means.values()
+    assert right > 0.2 > abs(still)
+    assert growing > 0.2 > -0.2 > shrinking
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_playground_fits_its_page(played, layers):
+    page = played(layers)
+    wide = "tag => tag.getBoundingClientRect().right > innerWidth && !tag.closest('svg *')"
+    inside = "[...document.querySelector('[id^=playground]').shadowRoot.querySelectorAll('section *')]"
+    for width in (1280, 800, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(CUT) == []
+        assert page.evaluate(f"{inside}.filter({wide}).map(tag => tag.outerHTML)") == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.fixture(scope="module")

@@ -345,11 +345,13 @@ def test_a_notebook_stopped_while_it_was_written_falls_back_to_its_source(tmp_pa
 
 def test_widgets_are_dropped_and_all_else_stays(tmp_path, notebook):
     plain = new_output("display_data", {"text/plain": "x"})
-    cell = new_code_cell("1", outputs=[new_output("display_data", WIDGET), plain], metadata={"papermill": {}})
+    live = new_output("display_data", {**WIDGET, "text/html": "<p>x</p>"})
+    cell = new_code_cell("1", outputs=[new_output("display_data", WIDGET), plain, live], metadata={"papermill": {}})
     target = tmp_path / "target.ipynb"
     nbformat.write(new_notebook(cells=[cell], metadata={"widgets": {}, "papermill": {}}), target)
     tidied = tidy(target, notebook)
-    assert tidied.cells[0].outputs == [plain]
+    page = {"text/plain": "IntSlider()", "text/html": "<p>x</p>"}
+    assert tidied.cells[0].outputs == [plain, new_output("display_data", page)]
     assert (tidied.metadata, tidied.cells[0].metadata) == ({}, {})
     assert nbformat.read(target, as_version=4) == tidied
 

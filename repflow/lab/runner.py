@@ -204,7 +204,10 @@ def _failing_line(traceback: list[str]) -> str:
 
 
 def tidy(target: Path, source: Path) -> "NotebookNode":
-    """Rewrite an executed notebook without papermill's records and the widgets, whose state ended with the kernel."""
+    """Rewrite an executed notebook without papermill's records and the widgets, whose state ended with the kernel.
+
+    Of a widget that lives on a page, too, its HTML stays.
+    """
     import nbformat
 
     try:
@@ -215,6 +218,8 @@ def tidy(target: Path, source: Path) -> "NotebookNode":
     for part in (notebook, *notebook.cells):
         part.metadata.pop("papermill", None)
         if "outputs" in part:
-            part.outputs = [output for output in part.outputs if _WIDGET not in output.get("data", {})]
+            part.outputs = [o for o in part.outputs if _WIDGET not in o.get("data", {}) or "text/html" in o.data]
+            for output in part.outputs:
+                output.get("data", {}).pop(_WIDGET, None)
     nbformat.write(notebook, target)
     return notebook
