@@ -159,9 +159,7 @@ FILES = {
     "odd.webm": File("odd sides, VP9", {"codec": "libvpx-vp9", "g": "10", "crf": "4", "b": "0"}, size=(161, 97)),
     "mirrored.mp4": File("to be mirrored left to right", H264, coded=(False, True, False), change=matrix(-1, 0, 0, 1)),
     "flipped.mp4": File("to be mirrored top to bottom", H264, coded=(False, False, True), change=matrix(1, 0, 0, -1)),
-    "rotated.mp4": File(
-        "to be turned by 90°", H264, coded=(True, False, True), change=matrix(0, 1, -1, 0)
-    ),
+    "rotated.mp4": File("to be turned by 90°", H264, coded=(True, False, True), change=matrix(0, 1, -1, 0)),
     "cropped.mkv": File("to be cropped: Matroska's PixelCropBottom", H264, change=crop, cropped=16),
     "full.mp4": File("full range, tagged so", H264, full=True, tags=(6, 2)),
     "hd_709.mp4": File("1280 × 720, BT.709, tagged so", H264, **HD, matrix="BT.709", tags=(1, 1)),

@@ -1,8 +1,8 @@
 """Which reader gives the right frames of which video: the table of docs/readers.md, from results/readers.csv.
 
-python tools/readers.py                    (in the checkout, after ci/setup: asks every reader; needs the network, half
-                                            an hour on two cores)
-python tools/readers.py --show READER FILE (asks one reader about one file, and prints what was expected and what came)
+python tools/readers.py                    (in the checkout, after ci/setup; some minutes; needs the network, and FFmpeg's
+                                            libraries for torchcodec: asks every reader)
+python tools/readers.py --show READER FILE (asks one reader about one file, and prints its answers)
 """
 
 import argparse
@@ -44,14 +44,14 @@ class Reader(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
-TORCHCODEC = "torchcodec==0.17.0", "torchvision==0.28.0", "torch==2.13.0", "numpy"
+TORCHCODEC = "torchcodec==0.17.0", "torch==2.13.0", "numpy"
 IMAGEIO = "imageio[pyav,ffmpeg]==2.38.1", "av==18.1.0", "imageio-ffmpeg==0.8.1"
 READERS = {
     "repflow": Reader("Repflow"),
     "PyAV": Reader("PyAV"),
     "torchcodec": Reader("Torchcodec", TORCHCODEC),
     "torchcodec-approximate": Reader("Approximate", TORCHCODEC),
-    "torchvision": Reader("Torchvision", TORCHCODEC),
+    "torchvision": Reader("Torchvision", ("torchvision==0.28.0", *TORCHCODEC)),
     "OpenCV-4.12": Reader("OpenCV", ("opencv-python-headless==4.12.0.88",)),
     "OpenCV-4.13": Reader("OpenCV", ("opencv-python-headless==4.13.0.92",)),
     "OpenCV-5.0": Reader("OpenCV", ("opencv-contrib-python-headless==5.0.0.93",)),
