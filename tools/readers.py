@@ -1,7 +1,7 @@
 """Which reader gives the right frames of which video: the table of docs/readers.md, from results/readers.csv.
 
-python tools/readers.py                    (in the checkout, after ci/setup; some minutes; needs the network, and FFmpeg's
-                                            libraries for torchcodec: asks every reader)
+python tools/readers.py                    (in the checkout, after ci/setup; some minutes; needs the network, and
+                                            FFmpeg's libraries for torchcodec: asks every reader)
 python tools/readers.py --show READER FILE (asks one reader about one file, and prints its answers)
 """
 
