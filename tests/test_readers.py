@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import av
+import flow_programs
 import numpy as np
 import pytest
 import readers
@@ -56,11 +57,15 @@ def test_a_reader_s_faults_are_told():
     assert readers.cell(answers) == "wrong: count, in order; raises: last; ends its process"
 
 
-def test_the_table_is_that_of_the_results():
+def test_every_reader_is_asked_about_every_file():
     rows = read_csv(readers.RESULT)
     assert {(row["file"], row["reader"]) for row in rows} == {
         (file, name) for file in FILES for name in readers.READERS
     }
-    text = (DOCS / "readers.md").read_text(encoding="utf-8")
-    for name, part in readers.document(rows).items():
+
+
+@pytest.mark.parametrize(("page", "tool"), [("readers.md", readers), ("flow.md", flow_programs)])
+def test_the_tables_are_those_of_the_results(page, tool):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, part in tool.document(read_csv(tool.RESULT)).items():
         assert marked(text, name)[1] == part

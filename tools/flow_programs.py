@@ -25,13 +25,12 @@ from flow_files import READERS, SAVED, WRITERS, flow_to_store
 from markers import write_marked
 from tqdm import tqdm
 
-from repflow.data.pairs import moving_pair
 from repflow.files import markdown_table, read_csv, write_csv
 from repflow.tvl1 import tvl1
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "flow_programs.csv"
-SIZE, MIDDLE = 128, slice(40, 88)  # the frames' sides, and what is judged: the rest may move out of the picture
+SIZE, MIDDLE = 256, slice(64, 192)  # the frames' sides, and what is judged: the rest may move out of the picture
 SECONDS = 300  # for one question
 TINY = 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 127, 128
 PACKAGES = {
@@ -74,10 +73,14 @@ def with_object(solver: Any) -> Program:
 
 
 @cache
-def pair(kind: str, speed: float, side: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames (side, side), whole numbers in 0..255, that move to the "right" or "down" by `speed` pixels."""
-    first, second, _ = moving_pair(kind, speed, side)
-    return first.round(), second.round()
+def pair(kind: str, speed: int, side: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Two frames (side, side), whole numbers in 0..255, cut from one cloudy picture: they move "right" or "down"."""
+    frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
+    noise = np.fft.rfft2(np.random.default_rng(0).normal(size=(512, 512)))
+    clouds = np.fft.irfft2(noise / (frequency + 1 / 128) ** 1.5)
+    clouds = np.rint(255 * (clouds - clouds.min()) / np.ptp(clouds))
+    down, right = (0, speed) if kind == "right" else (speed, 0)
+    return clouds[64 : 64 + side, 64 : 64 + side], clouds[64 - down :, 64 - right :][:side, :side]
 
 
 # How frames are given: what stands in the CSV, and the conversion from 0..255. DIS takes bytes alone.
@@ -95,7 +98,7 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 OWN = {"scikit-image": "float32, 0 to 1", "torchvision-RAFT": "float32, -1 to 1"}  # the others: uint8
 
 
-def ask(program: Program, name: str, kind: str = "right", speed: float = 2, given: str = "", side: int = SIZE) -> Any:
+def ask(program: Program, name: str, kind: str = "right", speed: int = 2, given: str = "", side: int = SIZE) -> Any:
     """What comes for a pair."""
     return program(*(KINDS[given or OWN.get(name, "uint8")](frame) for frame in pair(kind, speed, side)))
 
@@ -166,7 +169,7 @@ def over_threads(name: str, program: Program) -> str:
     return "the same bits" if most == 0 else f"up to {most:.2g} px"
 
 
-def moved(speed: float, given: str = "") -> Callable[[str, Program], str]:
+def moved(speed: int, given: str = "") -> Callable[[str, Program], str]:
     """What is found of a motion to the right."""
     return lambda name, program: f"{found(name, ask(program, name, speed=speed, given=given)):.2f}"
 
