@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 
@@ -114,7 +115,7 @@ def clip_strip(clips: Mapping[str, np.ndarray], every: int = 1) -> Figure:
 def curves(series: Mapping[str, Sequence[float]], x: str, y: str, smooth: int = 1) -> Figure:
     """One line a series over 1, 2, ...; `smooth` is the length of a running mean."""
     figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
+    for colour, (name, values) in zip(cycle(COLOURS), series.items(), strict=False):
         mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
         ax.plot(np.arange(len(mean)) + smooth, mean, color=colour, label=name)
     ax.set(xlabel=x, ylabel=y)
@@ -131,7 +132,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, lines: Mapping[str, 
     figure, ax = plt.subplots(figsize=(max(7.5, 1.4 * len(groups)), 3.6), layout="constrained")
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
-    for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+    for i, (name, colour) in enumerate(zip(names, cycle(COLOURS), strict=False)):
         places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
         drawn = ax.bar(places, [group.get(name, np.nan) for group in groups.values()], width, color=colour, label=name)
         ax.bar_label(drawn, fmt="%.3g", padding=2, fontsize="small", bbox={"color": "white", "pad": 0.5})  # over lines

@@ -17,6 +17,7 @@ from repflow.data.flow import narrowed
 from repflow.figures import (
     bars,
     clip_strip,
+    curves,
     draw_labels,
     flow_panel,
     flow_scale,
@@ -213,3 +214,8 @@ def test_wide_frames_are_narrowed_in_proportion():
     assert narrowed(frame, 32).shape == (18, 32, 3)
     assert narrowed(frame, 200) is frame
     assert narrowed(frame, None) is frame
+
+
+def test_more_series_than_colours_are_all_drawn():
+    series = {f"system {k}": [1.0, 0.5] for k in range(9)}
+    assert len(curves(series, "x", "y").axes[0].lines) == 9

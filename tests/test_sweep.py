@@ -728,3 +728,14 @@ def test_flow_helps_a_network_over_time_that_has_few_clips(tmp_path):
     values = {"backbone": "tiny_2plus1d", "train_clips": 5, "steps": 120, "seed": 5, "data": str(tmp_path)}
     plain, layered = (questions.synthetic_motion(system=f"{name}_2plus1d", **values) for name in ("rgb", "repflow"))
     assert layered["basic"] > plain["basic"] + 30
+
+
+def test_folds_repeat_an_experiment_as_seeds_do():
+    sweep, rows = answers.measured("real_video_few", "small")
+    lines = summary(sweep, rows)
+    assert [list(line) for line in lines] == [["system", "train_clips", *sweep.metrics]] * 15
+    runs = [row["top1"] for row in rows if (row["system"], row["train_clips"]) == ("rgb_2d", 5)]
+    assert len(runs) == 3
+    mean = f"{np.mean(runs):.1f} ({min(runs):.1f} to {max(runs):.1f})"
+    (line,) = (line for line in lines if (line["system"], line["train_clips"]) == ("rgb_2d", "5"))
+    assert line["top1"] == mean

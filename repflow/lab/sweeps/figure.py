@@ -1,4 +1,4 @@
-"""What a sweep measured: its rows, a summary over seeds, and a figure."""
+"""What a sweep measured: its rows, a summary over seeds and folds, and a figure."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -37,9 +37,9 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
 
 
 def summary(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """Return a row per combination of what varies: the mean of every metric over seeds, and smallest to largest."""
+    """Return a row per combination of what varies: the mean of every metric over runs, and smallest to largest."""
     table = []
-    for chosen in _combinations(rows, sweep.axes):
+    for chosen in _combinations(rows, _compared(sweep)):
         line: Row = {axis: _label(value) for axis, value in chosen.items()}
         for metric in sweep.metrics:
             values = _values(rows, chosen, metric)
@@ -49,16 +49,16 @@ def summary(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
 
 
 def draw(sweep: Sweep, rows: Sequence[Row]) -> Figure:
-    """Draw each metric against the first axis: mean over seeds, with a bar from the smallest to the largest.
+    """Draw each metric against the first axis: mean over runs, with a bar from the smallest to the largest.
 
-    A line for each combination of the other axes; accuracies from 0 to 100 % with a dashed line at chance. Question
-    and hypothesis stand above.
+    Runs are of all seeds, and of all official folds of a data set. A line for each combination of the other axes;
+    accuracies from 0 to 100 % with a dashed line at chance. Question and hypothesis stand above.
     """
     figure = Figure(figsize=(4.2 * len(sweep.metrics) + 1.2, 3.9), layout="constrained")
     panels = figure.subplots(1, len(sweep.metrics), squeeze=False)[0]
     for panel, metric in zip(panels, sweep.metrics, strict=True):
         _draw_metric(panel, sweep, rows, metric)
-    if sweep.axes[1:] or sweep.chance:
+    if _compared(sweep)[1:] or sweep.chance:
         panels[0].legend(fontsize="small")
     texts = (sweep.question, f"Hypothesis: {sweep.hypothesis}")
     figure.suptitle("\n".join(textwrap.fill(text, 60 * len(panels)) for text in texts), fontsize="small")
@@ -68,7 +68,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> Figure:
 def _draw_metric(panel: Axes, sweep: Sweep, rows: Sequence[Row], metric: str) -> None:
     from repflow.figures import COLOURS  # reads and writes video, which a sweep need not
 
-    first, *others = sweep.axes
+    first, *others = _compared(sweep)
     places = list(dict.fromkeys(row[first] for row in rows))
     numeric = all(type(place) in (int, float) for place in places)
     lines = _combinations(rows, others)
@@ -108,13 +108,18 @@ def write_outcome(sweep: Sweep, out: Path) -> list[Row]:
     return rows
 
 
+def _compared(sweep: Sweep) -> list[str]:
+    """The axes whose values are held against each other; folds repeat an experiment, as seeds do."""
+    return [axis for axis in sweep.axes if axis != "fold"] or sweep.axes
+
+
 def _combinations(rows: Sequence[Row], names: Collection[str]) -> list[dict[str, Any]]:
     values = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
     return [dict(zip(names, combination, strict=True)) for combination in values]
 
 
 def _values(rows: Sequence[Row], chosen: dict[str, Any], metric: str) -> np.ndarray:
-    """Return the metric in all rows with these values: of every seed, for a combination of all axes."""
+    """Return the metric in all rows with these values: of every seed and fold, for a combination of all other axes."""
     column = metric if f"measured_{metric}" not in rows[0] else f"measured_{metric}"
     fitting = (row for row in rows if all(row[name] == value for name, value in chosen.items()))
     return np.array([row[column] for row in fitting if row[column] is not None], float)
