@@ -315,7 +315,7 @@ def test_bad_weights_are_named(tmp_path):
     [
         ("repflow_3d", {}, "flow_of_flow_nonlocal_2plus1d"),
         ("rgb_2d", {"bottleneck": 8}, "takes the options backbone, weights, dropout; got bottleneck"),
-        ("repflow_2d", {"flow_layers": 2}, "learn, init_scale, scaling; got flow_layers"),
+        ("repflow_2d", {"flow_layers": 2}, "learn, init_scale, scaling, skip; got flow_layers"),
         ("two_stream_i3d", {"iterations": 5, "learn": ()}, "flow, fusion; got iterations, learn"),
         ("tvnet_2d", {"flow": "tvl1"}, "iterations, fusion; got flow"),
         ("rgb_2d", {"colour": 1}, "got colour"),
