@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 OUTSIDE = Path(os.environ.get("REPFLOW_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
 PATIENCE = 600  # seconds: ends a hang, and is no limit for any machine that works
+
+# A shell starts what runs in its background with SIGINT ignored. Commands under test would inherit that, and not stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition, process):
