@@ -77,15 +77,9 @@ def main() -> None:
         SyntheticMotion.make(folder / "set", **MADE)
         for system, backbone in SYSTEMS.items():
             accuracy = ship(system, backbone, folder, out)
-            size = (out / f"{system}.safetensors").stat().st_size
-            rows.append(
-                [
-                    f"`{system}`",
-                    f"`{backbone}`",
-                    *(f"{value:.1f}" for value in accuracy.values()),
-                    f"{size / 1e3:.0f} KB",
-                ]
-            )
+            size = (out / f"{system}.safetensors").stat().st_size / 1e3
+            percent = [f"{value:.1f}" for value in accuracy.values()]
+            rows.append([f"`{system}`", f"`{backbone}`", *percent, f"{size:.0f} KB"])
     table = markdown_table(["name", "backbone", *(f"{name}, %" for name in accuracy), "size"], rows)
     facts = {"clips": MADE["train"], "test": MADE["test"], "frames": FRAMES} | environment()
     card = CARD.format(table=table, steps=RECIPE.steps, batch=RECIPE.batch, rate=RECIPE.rate, seed=RECIPE.seed, **facts)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from repflow.data import Clips
 from repflow.files import read_csv
 from repflow.lab.sweeps import real_video, study
+from repflow.layers import RepresentationFlow
 
 LEVELS = 40, 60  # top-1 in percent
 
@@ -63,14 +64,11 @@ def convergence(**values: Any) -> dict[str, float]:
         train("repflow_2d", training, len(test.classes), recipe, folder=folder, validation=test, **options)
         rows = [row for row in read_csv(Path(folder) / "metrics.csv") if row["val_top1"]]
     reached = {int(row["step"]): float(row["val_top1"]) for row in rows}
-    never = setting.steps + setting.every
-    return {
-        **{
-            f"steps_to_{level}": min((n for n, top1 in reached.items() if top1 >= level), default=never)
-            for level in LEVELS
-        },
-        "top1": reached[setting.steps],
-    }
+
+    def steps_to(level: int) -> int:
+        return min((step for step, top1 in reached.items() if top1 >= level), default=setting.steps + setting.every)
+
+    return {f"steps_to_{level}": steps_to(level) for level in LEVELS} | {"top1": reached[setting.steps]}
 
 
 convergence.__signature__ = inspect.signature(Setting)
@@ -81,7 +79,4 @@ def check(**values: Any) -> None:
     for name in ("steps", "every"):
         if values[name] < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {values[name]}")
-    if not values["skip"] and values["init_scale"] == 0:
-        raise ValueError(
-            "init_scale: without the skip connection 0 lets no gradient through; expected another, such as 1"
-        )
+    RepresentationFlow(1, skip=values["skip"], init_scale=values["init_scale"])
