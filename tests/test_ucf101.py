@@ -189,6 +189,7 @@ def test_the_study_of_real_video(five):
     assert round(found["actions"] * 3 / 100, 6) in {0, 1, 2, 3}
     assert [f"loss_{tenth}" for tenth in range(10, 101, 10)] == [name for name in found if name.startswith("loss_")]
     assert found["loss_10"] == pytest.approx(np.log(5), rel=0.5)
+    assert found["step_ms"] > 0
     fewer = real_video.real_video(system="difference_2d", train_clips=2, order="shuffled", **tiny)
     assert fewer["clips"] == 10
     assert real_video.real_video(system="rgb_2d", held_out=True, **tiny)["clips"] == 10
