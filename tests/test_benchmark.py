@@ -471,7 +471,7 @@ def test_the_command_tells_ratios(tmp_path, capsys, monkeypatch):
     assert ["two-stream / rep-flow", "13.86", "11"] in lines  # by OpenCV
     assert ["two-stream / rep-flow", "13.86", "2.818"] in lines
     assert stderr == ""
-    assert {(row["frames"], row["size"], row["device"]) for row in read_csv(file)} == {("9", "48", "cpu")}
+    assert {(row["frames"], row["size"], row["device"]) for row in read_csv(file)} == {("9", "64", "cpu")}
     alone = [row for row in made_rows() if row["by"] != "OpenCV"]
     monkeypatch.setattr(systems, "time_systems", lambda setting, repeats: alone)
     assert main(command) == 0
@@ -479,7 +479,7 @@ def test_the_command_tells_ratios(tmp_path, capsys, monkeypatch):
 
 
 def test_every_stage_is_timed(monkeypatch):
-    setting = systems.Setting(frames=9, size=32, batch=2)
+    setting = systems.Setting(frames=9, size=64, batch=2)
     names = ("tvnet_2d", "repflow_2plus1d", "rgb_2plus1d")
     rows = systems.time_systems(setting, repeats=1, names=names)
     found = {(row["stage"], row["by"]) for row in rows}
@@ -509,7 +509,7 @@ def test_the_best_batch_is_found_where_more_no_longer_help(rates, best, monkeypa
     monkeypatch.setattr(systems, "MOST", 2 ** (len(rates) - 1))
     monkeypatch.setattr(systems, "build_model", lambda name, classes: build_model(name, 3, backbone="tiny_2d"))
     monkeypatch.setattr(systems, "time_in_turn", seconds_by(rates))
-    row = systems.best_batch("rgb_2d", systems.Setting(frames=9, size=32))
+    row = systems.best_batch("rgb_2d", systems.Setting(frames=9, size=64))
     assert row["batch"] == best
     assert row["clips_per_s"] == pytest.approx(rates[best.bit_length() - 1])
 

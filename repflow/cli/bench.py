@@ -127,7 +127,7 @@ def _video(arguments: argparse.Namespace) -> int:
 
 def _add_systems(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--profile", choices=PROFILES, default="paper", help="tiny: 9 frames of 48x48; small: 16 of 112x112; paper: 32 "
+    add("--profile", choices=PROFILES, default="paper", help="tiny: 9 frames of 64x64; small: 16 of 112x112; paper: 32 "
         "of 224x224 (default)")  # fmt: skip
     add("--frames", type=int, metavar="N", help="of a clip, instead of the profile's")
     add("--size", type=int, metavar="PX", help="its height and width, instead of the profile's")
@@ -140,7 +140,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
 def _systems(arguments: argparse.Namespace) -> int:
     """Time a clip in every system of the authors' table: decoding, TV-L1 by several programs, network forward and
     training step, in random order; then the paper's milliseconds and ratios beside these."""
-    sizes = {name: value for name, value in numbers_of(arguments, frames=9, size=32).items() if value is not None}
+    sizes = {name: value for name, value in numbers_of(arguments, frames=9, size=64).items() if value is not None}
     numbers = numbers_of(arguments, batch=1, repeats=1)
     from repflow.files import text_table
     from repflow.lab.bench import systems

@@ -53,14 +53,14 @@ class Setting:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.frames < 9 or self.size < 32 or self.batch < 1:
+        if self.frames < 9 or self.size < 64 or self.batch < 1:
             raise ValueError(
-                "expected at least 9 frames, 32 pixels and a batch of 1 (what all systems can take), got "
+                "expected at least 9 frames, 64 pixels and a batch of 1 (what all systems can take), got "
                 f"{self.frames}, {self.size}, {self.batch}"
             )
 
 
-PROFILES = {"tiny": {"frames": 9, "size": 48}, "small": {"frames": 16, "size": 112}, "paper": {}}
+PROFILES = {"tiny": {"frames": 9, "size": 64}, "small": {"frames": 16, "size": 112}, "paper": {}}
 
 
 def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = ROWS) -> list[Row]:
