@@ -32,7 +32,8 @@ from repflow.layers import ClipFlow
 from repflow.records import results_folder
 
 SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.toml"))
-REAL = {"real_video", "real_video_few", "real_video_shuffled", "convergence"}  # measured in their small profile
+# Measured in their small profile:
+REAL = {"real_video", "real_video_few", "real_video_shuffled", "real_video_time", "convergence"}
 CONTROLS = {"scaling", "frame_shuffle", "moving_objects"} | REAL  # not asked with the paper's commands
 STUDY = """
 import os, subprocess, time

@@ -53,14 +53,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([_table("%", list(MEASURES.values()), cells), "", note, ""])
 
 
-def real_video(rows: Sequence[Mapping[str, str]]) -> str:
-    """The README's table of real video: mean over folds and seeds with its 95 % interval, and what a system has more
-    than pictures alone in the same fold and seed."""
+def real_video(rows: Sequence[Mapping[str, str]], timed: Sequence[Mapping[str, str]]) -> str:
+    """The README's table of real video: mean over folds and seeds with its 95 % interval, what a system has more than
+    pictures alone in the same fold and seed, and from the other file its time."""
 
     def values(system: str, measure: str) -> np.ndarray:
         runs = {(row["fold"], row["seed"]): float(row[measure]) for row in rows if row["system"] == system}
         return np.array([value for _, value in sorted(runs.items())])
 
+    times = {row["system"]: float(row["step_ms"]) for row in timed}
     cells = {}
     for name in dict.fromkeys(row["system"] for row in rows):
         plain = f"rgb_{name.rpartition('_')[2]}"
@@ -68,16 +69,18 @@ def real_video(rows: Sequence[Mapping[str, str]]) -> str:
             "top-1 of 5": interval(values(name, "top1")),
             "three body actions": interval(values(name, "actions")),
             "top-1 above RGB": interval(values(name, "top1") - values(plain, "top1")) if name != plain else "–",
+            "ms per training step": f"{times[name]:.0f}",
         }
     first = rows[0]
     runs = {(row["fold"], row["seed"]) for row in rows}
     note = (
         f"Five classes of UCF101, three of them movements of the whole body. Mean and 95 % interval over the "
         f"{len(runs)} runs of {len({fold for fold, _ in runs})} official folds and {len({seed for _, seed in runs})} "
-        f"seeds; the last column compares runs of the same fold and seed. {first['steps']} steps from scratch, "
+        f"seeds; the column above RGB compares runs of the same fold and seed. {first['steps']} steps from scratch, "
         f"backbones `tiny_2d` and `tiny_2plus1d`, {first['frames']} frames at stride {first['stride']}, "
         f"{first['crop']} px; {first['views']} clips a test video; the settings were chosen on training videos only. "
-        "Chance is 20."
+        f"Chance is 20. Times: {first['batch']} clips a step, the flow of two streams read from its files; each system "
+        f"by itself on {timed[0]['cpu']}, {timed[0]['cpus']} cores, PyTorch {timed[0]['torch']}."
     )
     columns = list(next(iter(cells.values())))
     return "\n".join([_table("%", columns, cells), "", note, ""])
@@ -216,7 +219,9 @@ def sections(results: Path) -> dict[str, str]:
 
     runs = texts("systems", runtime, systems.NUMBERS) + texts("scaling", powers, scaling.NUMBERS)
     return {
-        "results on real video": real_video(read_csv(results / "sweeps" / "real_video.csv")),
+        "results on real video": real_video(
+            *(read_csv(results / "sweeps" / f"{name}.csv") for name in ("real_video", "real_video_time"))
+        ),
         "results on SyntheticMotion": table(read_csv(results / "synthetic_motion.csv")),
         "timings": "\n".join(texts("solver", solver_times) + texts("tvl1", tvl1_times)),
         "runtime": "\n".join(runs),
