@@ -134,7 +134,7 @@ def executed(tmp_path_factory):
     SyntheticMotion.make(folder / "set", train=1, test=0, unused=0, size=64, frames=4)
     video = next((folder / "set" / "right").glob("*.avi"))
     values = {
-        "video": video, "iterations": 4, "train_clips": 4, "test_clips": 4, "steps": 2, "repeats": 1, "side": 48,
+        "video": video, "iterations": 4, "train_clips": 4, "test_clips": 4, "steps": 2, "repeats": 1, "side": 64,
         "frames": 6, "data": folder / "data", "channels": 4, "devices": 2,
     }  # fmt: skip
     arguments = [part for name, value in values.items() for part in ("-p", name, str(value))]
