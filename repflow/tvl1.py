@@ -1,6 +1,7 @@
 """TV-L1 optical flow of images: pyramid, warping and median filter around `solver.solve`."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repflow.arguments import warn, whole_number
-from repflow.solver import solve
+from repflow.solver import chosen_engine, solve
 from repflow.spline import CubicSpline
+
+if TYPE_CHECKING:
+    from repflow.solver.warp import CompiledWarp
 
 LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
 LARGEST = 20.0  # px/frame; to flow streams what is faster is as fast (Carreira and Zisserman, CVPR 2017)
@@ -65,17 +69,16 @@ def tvl1(
         )
     *batch, H, W = frame1.shape
     pair = frame1.reshape(-1, 1, H, W), frame2.reshape(-1, 1, H, W)
+    engine = chosen_engine(engine, frame1)
     flow = pair[0].new_zeros(2, *pair[0].shape)
     sizes = [size for size in pyramid(H, W, scales, zoom) if size == (H, W) or min(size) >= COARSEST]
     for size in sizes:
         first, second = (_resize(frame, size) for frame in pair)
         flow = _enlarge(flow, size)
-        spline = CubicSpline(second)
+        warp = _warp(first, second, engine)
         dual = None  # kept over the warps of a level, as in the IPOL program
         for _ in range(warps):
-            warped, grad, inside = spline.warp(flow)
-            grad = grad * inside
-            rho_c = (warped - first) * inside - (grad * flow).sum(0)
+            rho_c, grad = warp.linearise(flow)
             flow, dual = solve(
                 rho_c,
                 grad,
@@ -88,7 +91,7 @@ def tvl1(
                 epsilon=epsilon,
                 engine=engine,
             )
-            flow = _median_filter(flow, median)
+            flow = _median_filter(flow, median, engine)
     return flow.movedim(0, 2).reshape(*batch, 2, H, W)
 
 
@@ -137,10 +140,35 @@ def _enlarge(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([u, v])
 
 
-def _median_filter(flow: Tensor, size: int) -> Tensor:
+class Warp:
+    """Frame 2 of pairs (N, 1, H, W) as a smooth surface, and frame 1 beside it."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.spline = first, CubicSpline(second)
+
+    def linearise(self, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """rho_c (N, 1, H, W) and grad (2, N, 1, H, W) of `solve`, around a flow (2, N, 1, H, W); 0 outside frame 2."""
+        warped, grad, inside = self.spline.warp(flow)
+        grad = grad * inside
+        return (warped - self.first) * inside - (grad * flow).sum(0), grad
+
+
+def _warp(first: Tensor, second: Tensor, engine: str) -> "Warp | CompiledWarp":
+    if engine != "cpu":
+        return Warp(first, second)
+    from repflow.solver.warp import CompiledWarp  # Numba takes a second to load
+
+    return CompiledWarp(first, second)
+
+
+def _median_filter(flow: Tensor, size: int, engine: str) -> Tensor:
     """Median over size x size windows of each component of (2, N, 1, H, W); the border is repeated."""
     if size == 1:
         return flow
+    if size == 3 and engine == "cpu":
+        from repflow.solver.warp import median3
+
+        return median3(flow)
     H, W = flow.shape[-2:]
     padded = F.pad(flow.flatten(0, 1), [size // 2] * 4, mode="replicate")
     if size == 3:  # far faster than sorting windows: neighbours share their sorted columns

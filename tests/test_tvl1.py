@@ -11,7 +11,8 @@ from scipy import ndimage
 from skimage.registration import optical_flow_tvl1
 
 from repflow import tvl1
-from repflow.tvl1 import _median_filter
+from repflow.solver.warp import CompiledWarp
+from repflow.tvl1 import Warp, _median_filter
 
 
 def end_point_error(flow, true):
@@ -105,11 +106,24 @@ def test_engines_agree():
     assert (fast - slow).abs().mean() < 1e-4
 
 
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
 @pytest.mark.parametrize("size", [3, 5])
-def test_median_filter_equals_scipy(rng, size):
-    flow = torch.randn(2, 3, 1, 9, 11, generator=rng)
+@pytest.mark.parametrize("shape", [(9, 11), (1, 5), (4, 1), (1, 1)])
+def test_median_filter_equals_scipy(rng, shape, size, engine):
+    flow = torch.randn(2, 3, 1, *shape, generator=rng)
     expected = ndimage.median_filter(flow.numpy(), (1, 1, 1, size, size), mode="nearest")
-    assert torch.equal(_median_filter(flow, size), torch.from_numpy(expected))
+    assert torch.equal(_median_filter(flow, size, engine), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 30, 41), (1, 1, 1, 5), (2, 1, 2, 3), (1, 1, 5, 1), (1, 1, 1, 1), (0, 1, 5, 6)])
+@pytest.mark.parametrize("motion", [0.0, 2.0, 1e9])
+def test_both_engines_linearise_alike(rng, shape, motion):
+    first, second = (torch.rand(shape, generator=rng) * 255 for _ in range(2))
+    flow = torch.randn(2, *shape, generator=rng) * motion
+    flow[..., :1] = 0  # exactly: there the frame itself counts, not the spline's sum
+    found = CompiledWarp(first, second).linearise(flow)
+    for ours, expected in zip(found, Warp(first, second).linearise(flow), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-3)  # of 255, times the motion
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, np.float64])

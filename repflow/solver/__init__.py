@@ -17,7 +17,7 @@ from repflow.arguments import whole_number
 from repflow.solver import reference
 from repflow.solver.operators import Kernels, classical_kernels, image_gradient
 
-__all__ = ["ENGINES", "Kernels", "classical_kernels", "image_gradient", "solve"]
+__all__ = ["ENGINES", "Kernels", "chosen_engine", "classical_kernels", "image_gradient", "solve"]
 
 ENGINES = ("auto", "reference", "cpu", "cuda")
 HALF = (torch.float16, torch.bfloat16)
@@ -62,7 +62,7 @@ def solve(
     flow, dual = (None if start is None else start.to(rho_c.device, dtype) for start in (flow, dual))
     scalars = [_scalar(value, dtype, rho_c.device) for value in (theta, lam, tau)]
     kernels = kernels or classical_kernels(rho_c.device)
-    if _chosen(engine, rho_c) != "reference":
+    if chosen_engine(engine, rho_c) != "reference":
         taps = _taps(kernels.to(scalars[0]))
         numbers = torch.stack(scalars)
         flow, dual, _ = torch.ops.repflow.solve(rho_c, grad, flow, dual, numbers, taps, iterations, float(epsilon))
@@ -82,7 +82,7 @@ def solve(
     )
 
 
-def _chosen(engine: str, rho_c: Tensor) -> str:
+def chosen_engine(engine: str, rho_c: Tensor) -> str:
     """The engine that computes. Raises ValueError where the one that was named cannot."""
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")

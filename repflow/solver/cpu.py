@@ -4,25 +4,18 @@ A plane's state is six flat fields: u, v, and the dual field's (x, u), (x, v), (
 arrays. Zeros stand before and behind each, so that a pixel's neighbours are plain shifts and every loop runs over the
 whole plane; masks end the differences at the last column and row. A plane too large for the cache is cut into
 overlapping tiles, which take a few iterations each before they meet again.
-
-Work is shared by Python threads, since compiled code runs without the interpreter's lock. Numba's own parallel loops
-are not used: they kill forked processes, and abort when two threads enter them.
 """
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import pairwise
 
-import numba
 import numpy as np
 import torch
 from numpy import ndarray as Array
 from torch import Tensor
 
 from repflow.solver.reference import TINY as REFERENCE_TINY
+from repflow.solver.threads import compiled, inlined, shared
 
 ZERO, ONE, TWO, TINY = (np.float32(value) for value in (0, 1, 2, REFERENCE_TINY))
 LARGE = 1 << 15  # pixels: a plane of more leaves a core's own cache
@@ -30,52 +23,37 @@ TILE = 64, 256  # rows and columns of such a plane's tiles
 TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
 
 
-# Sums may be reordered and fused; infinity and NaN keep their meaning.
-JIT = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
-# Inner parts go into the two functions that Python calls: a part compiled by itself may round differently, and which
-# of the two ran would depend on whether the code came from the disk.
-_jit = numba.njit(**JIT, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def _cached_jit(function: Callable) -> Callable:
-    """Compile at the first call and keep the code on disk, or in memory alone where no folder can be written."""
-    try:
-        return numba.njit(cache=True, **JIT)(function)
-    except (RuntimeError, OSError):
-        return numba.njit(**JIT)(function)
-
-
 # One iteration, in place. `W` is a window's width, `S` its number of pixels, `k` the eight taps of flow_x, flow_y,
 # div_x, div_y. Loops stay simple and free of branches: only then do they become vector code.
 
 
-@_jit
+@inlined
 def _aligned(n: int) -> int:
     """n, rounded up to a whole number of 64-byte lines of float32."""
     return (n + 15) // 16 * 16
 
 
-@_jit
+@inlined
 def _here(field: Array, W: int, S: int) -> Array:
     """A field's pixels, without the zeros around them."""
     return field[_aligned(W) : _aligned(W) + S]
 
 
-@_jit
+@inlined
 def _behind(field: Array, W: int, S: int) -> tuple[Array, Array, Array]:
     """A field's pixels, those to their left, and those above."""
     start = _aligned(W)
     return field[start : start + S], field[start - 1 : start - 1 + S], field[start - W : start - W + S]
 
 
-@_jit
+@inlined
 def _ahead(field: Array, W: int, S: int) -> tuple[Array, Array, Array]:
     """A field's pixels, those to their right, and those below."""
     start = _aligned(W)
     return field[start : start + S], field[start + 1 : start + 1 + S], field[start + W : start + W + S]
 
 
-@_jit
+@inlined
 def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: float, W: int, S: int) -> None:
     u, v = _here(state[0], W, S), _here(state[1], W, S)
     (xu, xu_left, _), (yu, _, yu_up) = _behind(state[2], W, S), _behind(state[4], W, S)
@@ -89,7 +67,7 @@ def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: floa
         v[i] += s * gy[i] + (k0x * xv_left[i] + k1x * xv[i] + k0y * yv_up[i] + k1y * yv[i])
 
 
-@_jit
+@inlined
 def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int) -> None:
     (u, u_right, u_below), (v, v_right, v_below) = _ahead(state[0], W, S), _ahead(state[1], W, S)
     xu, xv, yu, yv = _here(state[2], W, S), _here(state[3], W, S), _here(state[4], W, S), _here(state[5], W, S)
@@ -108,14 +86,14 @@ def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int)
         yv[i] = (yv[i] + step * vy) * shrink_v
 
 
-@_jit
+@inlined
 def _iterate(state: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int) -> None:
     theta, lam, tau = numbers[0], numbers[1], numbers[2]
     _flow_step(state, problem, k, theta, lam * theta, W, S)
     _dual_step(state, mask, k, tau / theta, W, S)
 
 
-@_jit
+@inlined
 def _taps_of(taps: Array, iteration: int, plane: int) -> Array:
     return taps[min(iteration, taps.shape[0] - 1), plane % taps.shape[1]]
 
@@ -123,7 +101,7 @@ def _taps_of(taps: Array, iteration: int, plane: int) -> Array:
 # Windows of planes.
 
 
-@_jit
+@inlined
 def _copy(source: Array, start: int, pitch: int, target: Array, start2: int, pitch2: int, h: int, W: int) -> None:
     """Copy h rows of W pixels between flat arrays in which rows begin `pitch` pixels apart."""
     if pitch == W == pitch2:
@@ -134,7 +112,7 @@ def _copy(source: Array, start: int, pitch: int, target: Array, start2: int, pit
             b[x] = a[x]
 
 
-@_jit
+@inlined
 def _load_state(
     flow: Array, dual: Array, plane: int, start: int, pitch: int, mask: Array, h: int, W: int, state: Array
 ) -> None:
@@ -152,7 +130,7 @@ def _load_state(
                 field[i] *= inner[i]
 
 
-@_jit
+@inlined
 def _load_problem(
     rho_c: Array, grad: Array, plane: int, start: int, pitch: int, h: int, W: int, problem: Array, mask: Array
 ) -> None:
@@ -168,7 +146,7 @@ def _load_problem(
         inverse[i] = ONE / (gx[i] * gx[i] + gy[i] * gy[i] + TINY)
 
 
-@_jit
+@inlined
 def _movement(state: Array, before: Array, W: int, y0: int, y1: int, x0: int, x1: int) -> float:
     """Sum of the flow's squared changes over rows y0..y1-1 and columns x0..x1-1."""
     total = 0.0
@@ -178,7 +156,7 @@ def _movement(state: Array, before: Array, W: int, y0: int, y1: int, x0: int, x1
     return total
 
 
-@_cached_jit
+@compiled
 def _advance(
     first: int, last: int, windows: Array, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array,
     numbers: Array, taps: Array, begin: int, end: int, new_flow: Array, new_dual: Array, moved: Array,
@@ -216,7 +194,7 @@ def _advance(
 # `flow` is the state that followed, of which u and v are read.
 
 
-@_jit
+@inlined
 def _dual_adjoint(
     old: Array, flow: Array, bar: Array, mask: Array, k: Array, step: float, W: int, S: int, e: Array, k_bar: Array
 ) -> float:
@@ -254,7 +232,7 @@ def _dual_adjoint(
     return sum_step
 
 
-@_jit
+@inlined
 def _gradient_adjoint(e: Array, bar: Array, k: Array, W: int, S: int) -> None:
     """Add to the new flow's gradient what its differences bring."""
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
@@ -265,7 +243,7 @@ def _gradient_adjoint(e: Array, bar: Array, k: Array, W: int, S: int) -> None:
             f_bar[i] += k0x * ex[i] + k1x * ex_left[i] + k0y * ey[i] + k1y * ey_up[i]
 
 
-@_jit
+@inlined
 def _divergence_adjoint(
     old: Array, bar: Array, mask: Array, k: Array, theta: float, W: int, S: int, k_bar: Array
 ) -> float:
@@ -291,7 +269,7 @@ def _divergence_adjoint(
     return k[4] * sum0x + k[5] * sum1x + k[6] * sum0y + k[7] * sum1y
 
 
-@_jit
+@inlined
 def _threshold_adjoint(
     old: Array, bar: Array, problem: Array, bound: float, W: int, S: int, problem_bar: Array
 ) -> float:
@@ -316,7 +294,7 @@ def _threshold_adjoint(
     return sum_bound
 
 
-@_jit
+@inlined
 def _undo(
     old: Array, flow: Array, bar: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int,
     e: Array, problem_bar: Array, numbers_bar: Array, k_bar: Array,
@@ -331,12 +309,12 @@ def _undo(
     numbers_bar[2] += sum_step / theta
 
 
-@_jit
+@inlined
 def _keep(state: Array, slot: Array) -> None:
     _copy(state.ravel(), 0, state.size, slot.ravel(), 0, state.size, 1, state.size)
 
 
-@_jit
+@inlined
 def _store(fields: Array, start: int, target: Array, plane: int) -> None:
     """Copy whole planes to (fields, P, S), or nowhere where that has no size."""
     if target.size:
@@ -344,7 +322,7 @@ def _store(fields: Array, start: int, target: Array, plane: int) -> None:
             _copy(fields[j], start, target.shape[2], target[j, plane], 0, target.shape[2], 1, target.shape[2])
 
 
-@_jit
+@inlined
 def segments(iterations: int) -> tuple[int, int]:
     """Length and number of the segments in which an adjoint goes back.
 
@@ -354,7 +332,7 @@ def segments(iterations: int) -> tuple[int, int]:
     return length, math.ceil(iterations / length)
 
 
-@_cached_jit
+@compiled
 def _adjoint(
     first: int, last: int, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array, numbers: Array,
     taps: Array, steps: Array, flow_bar: Array, dual_bar: Array, rho_bar: Array, grad_bar: Array,
@@ -403,31 +381,6 @@ def _adjoint(
 # From PyTorch.
 
 
-@lru_cache(maxsize=1)
-def _pool(_process: int) -> ThreadPoolExecutor:
-    """The process's threads; a forked process has none of its parent's, and makes its own."""
-    return ThreadPoolExecutor(thread_name_prefix="repflow")
-
-
-def _share(kernel: Callable, tasks: int, *arguments: object) -> None:
-    """Call kernel(first, last, *arguments) for parts of range(tasks), on as many threads as PyTorch uses.
-
-    In a DataLoader's worker that is one: the kernel then runs in the calling thread, and nothing else is touched.
-    """
-    threads = max(min(torch.get_num_threads(), tasks), 1)
-    parts = min(tasks, 4 * threads) if threads > 1 else 1  # a thread that is held up leaves more to the others
-    todo = iter([(tasks * i // parts, tasks * (i + 1) // parts) for i in range(parts)])
-
-    def work() -> None:
-        for part in todo:
-            kernel(*part, *arguments)
-
-    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
-
-
 def _arrays(tensor: Tensor | None, fields: int) -> Array:
     """A tensor as (fields, planes, pixels), for one field as (planes, pixels); of no size where it is None."""
     if tensor is None:
@@ -473,7 +426,7 @@ def forward(
         """Mean squared change of each image in each of these iterations."""
         windows = _windows((images[:, None] * C + np.arange(C)).ravel(), H, W, end - begin)
         moved = np.empty((len(windows), end - begin if epsilon else 0))
-        _share(_advance, len(windows), windows, *problem, *source, *constants, begin, end, *target, moved)
+        shared(_advance, len(windows), windows, *problem, *source, *constants, begin, end, *target, moved)
         return moved.reshape(len(images), len(windows) // len(images), moved.shape[1]).sum(1) / (C * H * W)
 
     result = _arrays(new_flow, 2), _arrays(new_dual, 4)
@@ -513,7 +466,7 @@ def backward(
     outputs = [_arrays(bar if bar.numel() else None, fields) for bar, fields in zip(bars, (1, 2, 2, 4), strict=True)]
     planes = outputs[0].shape[0]
     numbers_bar, taps_bar = np.zeros((planes, 3)), np.zeros((planes, taps.shape[0], 8))
-    _share(
+    shared(
         _adjoint, planes, W, _arrays(rho_c, 1), _arrays(grad, 2), _arrays(flow, 2), _arrays(dual, 4),
         numbers.detach().numpy(), taps.detach().contiguous().numpy(), steps.repeat_interleave(C).numpy(),
         _arrays(flow_bar, 2), _arrays(dual_bar, 4), *outputs, numbers_bar, taps_bar,
