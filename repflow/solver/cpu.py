@@ -159,12 +159,13 @@ def _movement(state: Array, before: Array, W: int, y0: int, y1: int, x0: int, x1
 @compiled
 def _advance(
     first: int, last: int, windows: Array, pitch: int, rho_c: Array, grad: Array, flow: Array, dual: Array,
-    numbers: Array, taps: Array, begin: int, end: int, new_flow: Array, new_dual: Array, moved: Array,
+    numbers: Array, taps: Array, begin: int, end: int, new_flow: Array, new_dual: Array, moved: Array, rest: float,
 ) -> None:  # fmt: skip
     """Iterations begin..end-1 of windows first..last-1, from (flow, dual) to (new_flow, new_dual).
 
     windows: rows of plane, then y0, y1, x0, x1 of what is stored, then of what is computed. Planes are flat, with rows
-    of `pitch` pixels. moved (windows, iterations): `_movement` of what is stored; nothing where it has no columns.
+    of `pitch` pixels. moved (windows, iterations): `_movement` of what is stored; nothing where it has no columns. A
+    window ends where that is not above `rest`; below 0 none does.
     """
     size = 0
     for w in range(first, last):
@@ -183,6 +184,8 @@ def _advance(
             _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, h * W)
             if moved.shape[1]:
                 moved[w, it - begin] = _movement(state, before, W, y0 - Y0, y1 - Y0, x0 - X0, x1 - X0)
+                if rest >= 0 and not moved[w, it - begin] > rest:  # so does NaN end it
+                    break
         inner = _aligned(W) + (y0 - Y0) * W + x0 - X0
         for j in range(2):
             _copy(state[j], inner, W, new_flow[j, plane], y0 * pitch + x0, pitch, y1 - y0, x1 - x0)
@@ -422,24 +425,27 @@ def forward(
     problem = W, _arrays(rho_c, 1), _arrays(grad, 2)
     constants = numbers.detach().numpy(), taps.detach().contiguous().numpy()
 
-    def advance(images: Array, begin: int, end: int, source: tuple, target: tuple) -> Array:
-        """Mean squared change of each image in each of these iterations."""
+    def advance(images: Array, begin: int, end: int, source: tuple, target: tuple, rest: float = -1.0) -> Array:
+        """Squared changes of the windows of each image in each of these iterations, or -1 where one was at rest."""
         windows = _windows((images[:, None] * C + np.arange(C)).ravel(), H, W, end - begin)
-        moved = np.empty((len(windows), end - begin if epsilon else 0))
-        shared(_advance, len(windows), windows, *problem, *source, *constants, begin, end, *target, moved)
-        return moved.reshape(len(images), len(windows) // len(images), moved.shape[1]).sum(1) / (C * H * W)
+        moved = np.full((len(windows), end - begin if epsilon else 0), -1.0)
+        shared(_advance, len(windows), windows, *problem, *source, *constants, begin, end, *target, moved, rest)
+        return moved.reshape(len(images), len(windows) // len(images), moved.shape[1])
 
     result = _arrays(new_flow, 2), _arrays(new_dual, 4)
+    running, current = np.arange(N), (_arrays(flow, 2), _arrays(dual, 4))
+    if epsilon and C == 1 and H * W <= LARGE:  # an image is one window, which sees by itself when it is at rest
+        moved = advance(running, 0, iterations, current, result, epsilon**2 * H * W)
+        return new_flow, new_dual, torch.from_numpy((moved[:, 0] != -1).sum(1))
     length = iterations if H * W <= LARGE and not epsilon else TILE_ITERATIONS
     spare = [tuple(map(np.empty_like, result)) for _ in range(2)] if length < iterations else []
-    running, current = np.arange(N), (_arrays(flow, 2), _arrays(dual, 4))
     for begin in range(0, max(iterations, 1), max(length, 1)):
         end = min(begin + length, iterations)
         target = result if end == iterations else spare[0]
-        change = advance(running, begin, end, current, target)
+        moved = advance(running, begin, end, current, target)
         if epsilon:
             # An image that came to rest within the pass is taken there once more, no further.
-            rest = ~(change > epsilon**2)
+            rest = ~(moved.sum(1) / (C * H * W) > epsilon**2)
             taken = np.where(rest.any(1), rest.argmax(1) + 1, 0)
             for count in np.unique(taken[taken > 0]):
                 advance(running[taken == count], begin, begin + int(count), current, result)
