@@ -13,7 +13,7 @@ from repflow.solver import chosen_engine, solve
 from repflow.spline import CubicSpline
 
 if TYPE_CHECKING:
-    from repflow.solver.warp import CompiledWarp
+    from repflow.warp import CompiledWarp
 
 LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
 LARGEST = 20.0  # px/frame; to flow streams what is faster is as fast (Carreira and Zisserman, CVPR 2017)
@@ -156,7 +156,7 @@ class Warp:
 def _warp(first: Tensor, second: Tensor, engine: str) -> "Warp | CompiledWarp":
     if engine != "cpu":
         return Warp(first, second)
-    from repflow.solver.warp import CompiledWarp  # Numba takes a second to load
+    from repflow.warp import CompiledWarp  # Numba takes a second to load
 
     return CompiledWarp(first, second)
 
@@ -166,7 +166,7 @@ def _median_filter(flow: Tensor, size: int, engine: str) -> Tensor:
     if size == 1:
         return flow
     if size == 3 and engine == "cpu":
-        from repflow.solver.warp import median3
+        from repflow.warp import median3
 
         return median3(flow)
     H, W = flow.shape[-2:]

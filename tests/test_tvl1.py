@@ -11,8 +11,8 @@ from scipy import ndimage
 from skimage.registration import optical_flow_tvl1
 
 from repflow import tvl1
-from repflow.solver.warp import CompiledWarp
 from repflow.tvl1 import Warp, _median_filter
+from repflow.warp import CompiledWarp
 
 
 def end_point_error(flow, true):
@@ -115,7 +115,9 @@ def test_median_filter_equals_scipy(rng, shape, size, engine):
     assert torch.equal(_median_filter(flow, size, engine), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 30, 41), (1, 1, 1, 5), (2, 1, 2, 3), (1, 1, 5, 1), (1, 1, 1, 1), (0, 1, 5, 6)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 30, 41), (1, 1, 1, 5), (2, 1, 2, 3), (1, 1, 5, 1), (1, 1, 1, 1), (0, 1, 5, 6)]
+)
 @pytest.mark.parametrize("motion", [0.0, 2.0, 1e9])
 def test_both_engines_linearise_alike(rng, shape, motion):
     first, second = (torch.rand(shape, generator=rng) * 255 for _ in range(2))

@@ -3,7 +3,6 @@
 Equals in float32 what `tvl1` does for other devices and for the reference engine.
 """
 
-
 import numpy as np
 import torch
 from numpy import ndarray as Array
@@ -91,7 +90,12 @@ def _filter_down(first: int, last: int, image: Array, out: Array, taps: Array) -
 def _weights(t: float) -> tuple[float, float, float, float]:
     """Of the four neighbours along an axis, t behind the second of them."""
     s = ONE - t
-    return s * s * s / SIX, TWO_THIRDS - t * t * (ONE + s) * HALF, TWO_THIRDS - s * s * (ONE + t) * HALF, t * t * t / SIX
+    return (
+        s * s * s / SIX,
+        TWO_THIRDS - t * t * (ONE + s) * HALF,
+        TWO_THIRDS - s * s * (ONE + t) * HALF,
+        t * t * t / SIX,
+    )
 
 
 @inlined
