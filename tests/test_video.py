@@ -18,6 +18,7 @@ import torch
 from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_files import clean_aperture
 
 from repflow.video import (
     VideoError,
@@ -31,6 +32,7 @@ from repflow.video import (
     read_clip,
     reading,
 )
+from repflow.video.cropping import shown_part
 
 LENGTH = 30
 
@@ -310,13 +312,148 @@ def test_the_ffmpeg_command_sets_them_upright_alike(tmp_path, matrix):
 
 
 @pytest.mark.parametrize("backend", ["lintel", "torchcodec"])
-def test_other_decoders_never_see_mirrored_videos(tmp_path, monkeypatch, torchcodec, backend):
+def test_other_decoders_never_see_mirrored_or_cropped_videos(tmp_path, monkeypatch, torchcodec, backend):
     lintel = decoder_named_lintel()
     monkeypatch.setitem(sys.modules, "lintel", lintel)
-    mirrored = with_display_matrix(write_video(tmp_path / "a.mp4", length=3).read_bytes(), (-1, 0, 0, 1))
-    with pytest.raises(VideoError, match=r"mirrored.*use backend='pyav'"):
-        loadvid(mirrored, num_frames=2, backend=backend)
+    path = write_video(tmp_path / "a.mp4", length=3)
+    mirrored = with_display_matrix(path.read_bytes(), (-1, 0, 0, 1))
+    clean_aperture(40, 1, 38, 1, 0, 1, 0, 1)(path)
+    for encoded in (mirrored, path.read_bytes()):
+        with pytest.raises(VideoError, match=r"mirrored, cropped .*backend='pyav' reads it"):
+            loadvid(encoded, num_frames=2, backend=backend)
     assert lintel.calls == 0
+
+
+def check_shown(path, wanted):
+    """Every way to read a video gives these frames."""
+    clip = read_clip(path)
+    np.testing.assert_array_equal(clip, wanted)
+    assert clip.flags.c_contiguous
+    np.testing.assert_array_equal(np.stack(list(iter_frames(path, 1))), wanted[1:])
+    assert probe(path)[:2] == wanted.shape[2:0:-1]
+    pixels, *size = loadvid_frame_nums(path.read_bytes(), frame_nums=[len(wanted) - 1])
+    assert tuple(size) == wanted.shape[2:0:-1]
+    np.testing.assert_array_equal(as_clip(pixels, wanted[-1:]), wanted[-1:])
+
+
+# Of 50 x 38 px: width, height, their offsets from the middle, and the edges that FFmpeg 9.0's command line shows.
+APERTURES = [
+    ((40, 1, 20, 1, 0, 1, 0, 1), (9, 29, 5, 45)),
+    ((40, 1, 20, 1, 2, 1, -3, 1), (6, 26, 7, 47)),
+    ((41, 1, 21, 1, -1, 2, 1, 2), (9, 30, 4, 45)),  # odd: chroma has every second pixel
+    ((41, 1, 21, 1, 0, 1, 0, 1), (8, 29, 4, 45)),  # 8.5 rows are left out above, 4.5 columns at the left
+    ((81, 2, 43, 2, 1, 2, -1, 2), (7, 29, 5, 45)),
+    ((1, 2, 1, 1, 0, 1, 1, 2), (19, 20, 24, 25)),
+    *(
+        (wrong, (0, 38, 0, 50))
+        for wrong in [
+            (50, 1, 38, 1, 0, 1, 0, 1),
+            (51, 1, 20, 1, 0, 1, 0, 1),
+            (40, 1, 20, 1, 20, 1, 0, 1),
+            (40, 0, 20, 1, 0, 1, 0, 1),
+            (0, 1, 20, 1, 0, 1, 0, 1),
+            (40, 1, 20, 1, 0, 1, 0, 0),
+            (-40, -1, 20, 1, 0, 1, 0, 1),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("numbers", "edges"), APERTURES)
+def test_a_clean_aperture_is_all_that_is_shown(tmp_path, numbers, edges):
+    path = write_video(tmp_path / "a.mov", length=3)
+    top, bottom, left, right = edges
+    wanted = decode_all(path)[:, top:bottom, left:right]
+    clean_aperture(*numbers)(path)
+    check_shown(path, wanted)
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_pictures_are_cropped_before_they_are_turned(tmp_path, matrix):
+    path = write_video(tmp_path / "a.mp4", length=3)
+    wanted = shown(decode_all(path)[:, 3:24, 7:48], matrix)
+    clean_aperture(41, 1, 21, 1, 5, 2, -11, 2)(path)
+    path.write_bytes(with_display_matrix(path.read_bytes(), matrix))
+    check_shown(path, wanted)
+
+
+def element(kind, *content):
+    """A part of a Matroska file, with its size in eight bytes."""
+    content = b"".join(content)
+    return bytes.fromhex(kind) + b"\x01" + len(content).to_bytes(7) + content
+
+
+def write_matroska(path, crops, size=(50, 38)):
+    """Sound without a packet, then MPEG-4, to be cropped by (top, bottom, left, right) pixels; returns all pixels."""
+    video = write_video(path.with_suffix(".avi"), size=size, length=3)
+    blocks = (
+        element("a3", b"\x81", (40 * number).to_bytes(2), b"\x80" if number == 0 else b"\0", packet)
+        for number, packet in enumerate(stored_packets(video))
+    )
+    sides = zip(("54bb", "54aa", "54cc", "54dd"), crops, strict=True)
+    crop = [element(kind, side.to_bytes(2)) for kind, side in sides if side is not None]
+    width, height = (number.to_bytes(2) for number in size)
+    picture = element("e0", element("b0", width), element("ba", height), *crop)
+    sound = element("e1", element("b5", struct.pack(">f", 8000)))
+    path.write_bytes(
+        element("1a45dfa3", element("4282", b"matroska"))
+        + bytes.fromhex("18538067 01ffffffffffffff")  # of unknown size, as in a stream
+        + element("ec", bytes(5))
+        + element(
+            "1654ae6b",
+            element("ae", element("d7", b"\2"), element("83", b"\2"), element("86", b"A_PCM/INT/LIT"), sound),
+            element("ae", element("d7", b"\1"), element("83", b"\1"), element("86", b"V_MPEG4/ISO/ASP"), picture),
+        )
+        + element("1f43b675", element("e7", b"\0"), *blocks)
+    )
+    return decode_all(video)
+
+
+@pytest.mark.parametrize("crops", [(0, 16, 0, 0), (3, 1, 5, 7), (None, 9, None, None), (0, 37, 49, 0), (None,) * 4])
+def test_matroska_s_crop_is_not_shown(tmp_path, crops):
+    everything = write_matroska(tmp_path / "a.mkv", crops)
+    top, bottom, left, right = (side or 0 for side in crops)
+    check_shown(tmp_path / "a.mkv", everything[:, top : 38 - bottom, left : 50 - right])
+
+
+def test_a_crop_that_would_leave_nothing_leaves_all(tmp_path):
+    write_matroska(tmp_path / "a.mkv", (3, 1, 5, 7))
+    assert shown_part(tmp_path / "a.mkv", 5, 13) == (slice(3, 4), slice(5, 6))
+    assert shown_part(tmp_path / "a.mkv", 4, 50) == (slice(0, 4), slice(0, 50))
+    assert shown_part(tmp_path / "a.mkv", 38, 6) == (slice(0, 38), slice(0, 6))
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory):
+    """A Matroska file and an MP4 of 50 x 38 px, which show rows 3 to 36 and columns 5 to 42; headers first and last."""
+    folder = tmp_path_factory.mktemp("headers")
+    write_matroska(folder / "a.mkv", (3, 1, 5, 7))
+    clean_aperture(38, 1, 34, 1, -1, 1, 1, 1)(write_video(folder / "a.mp4", length=2))
+    return [(folder / name).read_bytes() for name in ("a.mkv", "a.mp4")]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["mkv", "mp4"])
+def test_headers_cut_anywhere_crop_as_they_say_or_not_at_all(headers, kind):
+    found = {str(shown_part(headers[kind][:length], 38, 50)) for length in range(len(headers[kind]) + 1)}
+    assert {str((slice(0, 38), slice(0, 50))), str((slice(3, 37), slice(5, 43)))} <= found
+    assert len(found) < 6  # Matroska's come one by one
+
+
+@settings(max_examples=100, deadline=None)
+@given(at=st.integers(1, 700), junk=st.binary(min_size=1, max_size=9), kind=st.integers(0, 1))
+def test_damaged_headers_raise_nothing_else(headers, at, junk, kind):
+    encoded = bytearray(headers[kind])
+    at = at if kind == 0 else len(encoded) - at
+    encoded[at : at + len(junk)] = junk
+    with contextlib.suppress(VideoError):
+        assert read_clip(encoded).shape[1:] == (*probe(encoded)[1::-1], 3)
+
+
+@pytest.mark.parametrize("part", [struct.pack(">i4s", 8, b"moov"), b"\xae\x80"])
+@pytest.mark.usefixtures("time_limit")
+def test_a_trap_of_endless_parts_is_left(part):
+    start = b"" if b"moov" in part else element("1a45dfa3") + bytes.fromhex("18538067 ff 1654ae6b ff")
+    assert shown_part(start + part * 5_000_000, 38, 50) == (slice(0, 38), slice(0, 50))
 
 
 @pytest.mark.parametrize(("name", "value"), [("start", -1), ("frames", 0), ("stride", 0)])

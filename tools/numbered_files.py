@@ -142,6 +142,23 @@ def crop(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"\x54\xb2\x81\x04", b"\x54\xaa\x81\x10"))
 
 
+def clean_aperture(*numbers: int) -> Callable[[Path], None]:
+    """MP4's clap: width, height, and their offsets from the middle, each as a fraction."""
+
+    def change(path: Path) -> None:
+        encoded = bytearray(path.read_bytes())  # FFmpeg writes moov last, so no address in the file changes
+        listed, end = encoded.index(b"stsd"), encoded.index(b"stts") - 4
+        around = [
+            encoded.rindex(kind, 0, listed + 4) for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+        ]
+        for at in (*around, listed + 16):  # the last is the list's only entry
+            encoded[at - 4 : at] = struct.pack(">i", int.from_bytes(encoded[at - 4 : at]) + 40)
+        encoded[end:end] = struct.pack(">i4s8i", 40, b"clap", *numbers)
+        path.write_bytes(encoded)
+
+    return change
+
+
 XVID = {"codec": "mpeg4", "g": "10", "bf": "2", "sc_threshold": "1000000000", "qmax": "2"}
 HD = {"size": (1280, 720)}
 FILES = {
@@ -161,6 +178,12 @@ FILES = {
     "flipped.mp4": File("to be mirrored top to bottom", H264, coded=(False, False, True), change=matrix(1, 0, 0, -1)),
     "rotated.mp4": File("to be turned by 90°", H264, coded=(True, False, True), change=matrix(0, 1, -1, 0)),
     "cropped.mkv": File("to be cropped: Matroska's PixelCropBottom", H264, change=crop, cropped=16),
+    "cropped.mp4": File(
+        "to be cropped: MP4's clean aperture (`clap`)",
+        H264,
+        change=clean_aperture(160, 1, 80, 1, 0, 1, -8, 1),
+        cropped=16,
+    ),
     "full.mp4": File("full range, tagged so", H264, full=True, tags=(6, 2)),
     "hd_709.mp4": File("1280 × 720, BT.709, tagged so", H264, **HD, matrix="BT.709", tags=(1, 1)),
     "hd_untagged.mp4": File("1280 × 720 without a tag, BT.601 as FFmpeg makes it of RGB", H264, **HD),

@@ -32,14 +32,14 @@ def loadvid(
     Width and height are left out of the result where they were given; they must be the video's. The clip's start is
     uniform over all that fit, drawn from `rng` or PyTorch's generator, or 0 without random seek. A video shorter than
     `num_frames` repeats from its first frame on. Other than in lintel, the clip without random seek starts at frame 0,
-    not 1; seeds reach the start, so that workers differ; the seconds are start / rate; phones' videos are turned
-    upright; videos without time stamps are read right.
+    not 1; seeds reach the start, so that workers differ; the seconds are start / rate; videos are cropped and turned
+    upright as their files say; videos without time stamps are read right.
 
     Raises ValueError for another size, and VideoError for unreadable and damaged videos (see `read_clip`), where lintel
     returns uninitialised memory or aborts. `backend` "lintel" and "torchcodec" decode with those packages (ImportError
     where they are missing) after the bytes have been decoded once with PyAV, since neither is strict. They refuse
-    (VideoError) turned or mirrored videos and uneven time stamps. In some MPEG-TS and MPEG-PS files torchcodec gives
-    other frames, as their times tell: VideoError, too.
+    (VideoError) turned, mirrored or cropped videos and uneven time stamps. In some MPEG-TS and MPEG-PS files torchcodec
+    gives other frames, as their times tell: VideoError, too.
 
         pixels, width, height, seconds = loadvid(Path("a.avi").read_bytes(), num_frames=16)
     """
@@ -157,11 +157,11 @@ _BACKENDS = {"pyav": _pyav, "lintel": _lintel, "torchcodec": _torchcodec}
 
 def _vet(encoded: bytes, numbers: list[int]) -> tuple[VideoInfo, list[Fraction]]:
     """Data and times of a sound video that decoders which go by the time stamps read right; else VideoError."""
-    info, times, turned = survey(encoded)
+    info, times, altered = survey(encoded)
     steps = [0, math.inf] if None in times else [after - before for before, after in pairwise(times)] or [1]
-    if turned or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # more than rounding
+    if altered or min(steps) <= 0 or max(steps) > 1.5 * min(steps):  # more than rounding
         raise VideoError(
-            f"{name_of(encoded)}: turned, mirrored, or without even time stamps; use backend='pyav', which reads it"
+            f"{name_of(encoded)}: turned, mirrored, cropped or without even time stamps; backend='pyav' reads it"
         )
     if numbers[-1] >= info.frames:
         raise too_short(encoded, numbers[-1], info.frames)

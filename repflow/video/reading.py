@@ -2,8 +2,8 @@
 
 A frame's number is its place in a sequential decoding from the first frame on, whatever the time stamps say: where the
 rate varies, frames are still just counted. Header counts are not trusted: AVI files with packed B-frames, common in
-HMDB51, get them wrong. Seeking is used only where the packets prove that it comes to the same. Phones' videos are
-turned and mirrored upright. A video is a path, or the encoded bytes themselves.
+HMDB51, get them wrong. Seeking is used only where the packets prove that it comes to the same. Videos are cropped,
+turned and mirrored as their files say. A video is a path, or the encoded bytes themselves.
 
 Frame 0 is the first clean one: a video that was cut without encoding it again may begin with pictures that need others
 from before the cut. They are left out, as players do, and a warning in the log counts them.
@@ -29,6 +29,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
+from repflow.video.cropping import shown_part
 from repflow.video.opening import IN_MEMORY, Source, VideoError, cut_short, name_of, open_video, too_short
 
 _log = logging.getLogger(__name__)
@@ -338,11 +339,11 @@ def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.nda
     Views of memory that the decoder may own.
     """
     reformatter = VideoReformatter()  # reused: a new one for every frame halves the speed
-    length = 0
+    length, part = 0, None
     for number, frame in _numbered(source, numbers[0]):
-        length = number + 1
+        length, part = number + 1, part or shown_part(source, frame.height, frame.width)
         if number in numbers:
-            yield _to_rgb(frame, reformatter)
+            yield _to_rgb(frame, reformatter, part)
         if number == numbers[-1]:
             break
     if length <= needed:
@@ -350,7 +351,7 @@ def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.nda
 
 
 def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
-    """Decodes the whole video: its data, the time of each frame in seconds, and whether it has to be set upright.
+    """Decodes the whole video: its data, each frame's time in seconds, and whether it is turned, mirrored or cropped.
 
     None for times that tell nothing: AVI counts packets, which are frames only in MPEG-4 without B-frames.
     """
@@ -361,9 +362,10 @@ def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
             counted = in_avi and (not mpeg4 or frame.pict_type == PictureType.B.value)
             times.append(None if counted or frame.pts is None else frame.pts * frame.time_base)
         rate = _rate(stream)
-    swapped, *mirrored = _orientation(frame)
-    size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
-    return VideoInfo(*size, rate, len(times)), times, swapped or any(mirrored)
+    shown = [part.stop - part.start for part in shown_part(source, frame.height, frame.width)]
+    how = _orientation(frame)
+    height, width = shown[::-1] if how[0] else shown
+    return VideoInfo(width, height, rate, len(times)), times, any(how) or shown != [frame.height, frame.width]
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -379,10 +381,10 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, part: tuple[slice, slice]) -> np.ndarray:
     rgb = reformatter.reformat(frame, format="rgb24", threads=1)
     rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, rgb.planes[0].line_size)
-    picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # lines are padded at the right
+    picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)[part]  # lines are padded at the right
     swapped, leftright, updown = _orientation(frame)
     if swapped:
         picture = picture.swapaxes(0, 1)
