@@ -110,8 +110,11 @@ def _frames(frame: Tensor | np.ndarray, name: str) -> Tensor:
     floating, frame = frame.is_floating_point(), frame.float()
     if not frame.isfinite().all():
         raise ValueError(f"{name}: holds NaN or infinity; replace those pixels first")
-    if floating and frame.numel() and 0 <= frame.min() < frame.max() <= 1:
-        warn(f"{name} stays within 0..1; lam means grey levels in 0..255: multiply the frames by 255")
+    if floating and frame.numel():
+        low, high = frame.aminmax()
+        if -1 <= low < high <= 1:
+            found, factor = ("0..1", 255) if low >= 0 else ("-1..1", 127.5)
+            warn(f"{name} stays within {found}; lam means grey levels in 0..255: multiply the frames by {factor}")
     return frame
 
 

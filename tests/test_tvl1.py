@@ -134,10 +134,12 @@ def test_dtypes_give_the_flow_of_their_values(dtype):
     torch.testing.assert_close(tvl1(*(f.astype(dtype) for f in frames)), tvl1(*frames))
 
 
-def test_warns_where_the_frames_look_like_0_to_1(recwarn):
+def test_warns_where_the_frames_look_like_0_to_1_or_minus_1_to_1(recwarn):
     frame = texture(20, 20) / 255
-    with pytest.warns(UserWarning, match="0..255"):
+    with pytest.warns(UserWarning, match=r"within 0\.\.1; .* 0\.\.255: multiply the frames by 255"):
         tvl1(frame, frame)
+    with pytest.warns(UserWarning, match=r"within -1\.\.1; .* 0\.\.255: multiply the frames by 127\.5"):
+        tvl1(2 * frame - 1, 2 * frame - 1)
     recwarn.clear()
     tvl1(np.zeros((20, 20), np.float32), np.zeros((20, 20), np.float32))
     tvl1(np.ones((20, 20), np.uint8), np.zeros((20, 20), np.uint8))

@@ -25,13 +25,12 @@ from flow_files import READERS, SAVED, WRITERS, flow_to_store
 from markers import write_marked
 from tqdm import tqdm
 
-from repflow.data.pairs import moving_pair
 from repflow.files import markdown_table, read_csv, write_csv
 from repflow.tvl1 import tvl1
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "flow_programs.csv"
-SIZE, MIDDLE = 128, slice(40, 88)  # the frames' sides, and what is judged: the rest may move out of the picture
+SIZE, MIDDLE = 256, slice(64, 192)  # the frames' sides, and what is judged: the rest may move out of the picture
 SECONDS = 300  # for one question
 TINY = 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 127, 128
 PACKAGES = {
@@ -75,9 +74,13 @@ def with_object(solver: Any) -> Program:
 
 @cache
 def pair(kind: str, speed: int, side: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames (side, side), whole numbers in 0..255, that move to the "right" or "down" by `speed` pixels."""
-    first, second, _ = moving_pair(kind, speed, side)
-    return first.round(), second.round()
+    """Two frames (side, side), whole numbers in 0..255, cut from one cloudy picture: they move "right" or "down"."""
+    frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
+    noise = np.fft.rfft2(np.random.default_rng(0).normal(size=(512, 512)))
+    clouds = np.fft.irfft2(noise / (frequency + 1 / 128) ** 1.5)
+    clouds = np.rint(255 * (clouds - clouds.min()) / np.ptp(clouds))
+    down, right = (0, speed) if kind == "right" else (speed, 0)
+    return clouds[64 : 64 + side, 64 : 64 + side], clouds[64 - down :, 64 - right :][:side, :side]
 
 
 # How frames are given: what stands in the CSV, and the conversion from 0..255. DIS takes bytes alone.
@@ -125,6 +128,13 @@ def layout(name: str, program: Program) -> str:
     return f"{shape} {flow.dtype}: {order}; of 2 px {', '.join(signs)}"
 
 
+def after_a_small_pair(name: str, program: Program) -> str:
+    """12 px, asked of a new object and of one that has seen a small pair."""
+    before = found(name, ask(PROGRAMS[name](), name, speed=12))
+    ask(program, name, side=32)
+    return f"{before:.2f}, then {found(name, ask(program, name, speed=12)):.2f}"
+
+
 def with_nan(name: str, program: Program) -> str:
     """One pixel of the first frame is NaN."""
     given = OWN.get(name, "float32, 0 to 1")
@@ -167,8 +177,9 @@ def moved(speed: int, given: str = "") -> Callable[[str, Program], str]:
 QUESTIONS: dict[str, Callable[[str, Program], str]] = {
     "layout": layout,
     **{f"2 px, {given}": moved(2, given) for given in KINDS},
-    **{f"{speed} px": moved(speed) for speed in (1, 5)},
+    **{f"{speed} px": moved(speed) for speed in (1, 5, 10, 15, 20)},
     "identical frames": lambda name, program: f"at most {np.abs(ask(program, name, speed=0)).max():.2g} px",
+    "12 px after a small pair": after_a_small_pair,
     "NaN": with_nan,
     "least side": least_side,
     "1 and 4 threads": over_threads,
