@@ -1,12 +1,15 @@
 """No interrupt is lost."""
 
+import os
 import signal
 import time
+from multiprocessing import forkserver
 
 import pytest
 
 from repflow.cli import flow, main
 from repflow.interrupts import lasting_interrupts, one_interrupt
+from repflow.processes import fresh_processes
 
 
 class Swallows:
@@ -51,3 +54,24 @@ def test_one_interrupt_is_raised_again_where_it_was_swallowed_and_no_other():
             time.sleep(30)
         signal.raise_signal(signal.SIGTERM)  # cleaning up goes on
         time.sleep(0.2)
+
+
+def test_ctrl_c_while_the_first_process_starts_is_not_lost(monkeypatch):
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        fresh_processes()
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):  # nor does it stay blocked
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupt_itself():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+
+
+def test_ctrl_c_does_not_reach_fresh_processes():
+    process = fresh_processes(__name__).Process(target=interrupt_itself)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
