@@ -1,5 +1,6 @@
 """What readers see, in a real browser: site and playground with the network off, and the notebooks in JupyterLab."""
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,8 @@ import psutil
 import pytest
 import torch
 from conftest import PATIENCE
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 from test_site import make_site
 
 from repflow import tvl1
@@ -168,6 +170,102 @@ def test_the_look_at_the_edges_finds_what_is_cut(browser, width):
         assert page.evaluate(CUT)
     page.set_content(f'<main><p>narrow</p><table style="display: block; overflow-x: auto"><td>{wide}</table></main>')
     assert page.evaluate(CUT) == []
+    page.close()
+
+
+def shown(context, folder, *cells):
+    """A page with these cells, in a browser."""
+    page, file = context.new_page(), folder / "page.html"
+    file.write_text(notebook_page(new_notebook(cells=list(cells)), "page", folder), encoding="utf-8")
+    page.goto(file.as_uri())
+    return page
+
+
+def test_formulas_bring_their_font(browser, tmp_path):
+    """Network off. STIX Two Math's digits are 0.495 em wide, and its underbraces grow with what they embrace."""
+    context = browser.new_context(offline=True)
+    page = shown(context, tmp_path, new_markdown_cell(r"$$\underbrace{8888888888888888}_{n}$$"))
+    assert page.evaluate("document.fonts.ready.then(all => [...all].map(font => [font.family, font.status]))") == [
+        ["STIX Two Math", "loaded"]
+    ]
+    digits = """() => (document.querySelector('mn').getBoundingClientRect().width
+      / parseFloat(getComputedStyle(document.querySelector('math')).fontSize))"""
+
+    def braced():
+        """The share of the digits' width that has ink of the brace below it."""
+        picture = Image.open(io.BytesIO(page.locator("munder munder").screenshot())).convert("L")
+        return (np.asarray(picture)[-picture.height // 4 :].min(0) < 128).mean()
+
+    assert page.evaluate(digits) == pytest.approx(16 * 0.495, abs=0.05)
+    assert braced() > 0.9
+    page.add_style_tag(content="math { font-family: monospace !important }")
+    assert page.evaluate(digits) > 16 * 0.55
+    assert braced() < 0.5
+    context.close()
+
+
+# The texts of a page that stand out too little from what is behind them (WCAG 2: a contrast of 4.5).
+PALE = r"""
+() => {
+  const numbers = colour => (colour.match(/[\d.]+/g) || []).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => a * c + (1 - a) * below[i]);
+  const ground = tag => {
+    if (!tag) return [255, 255, 255];
+    const outside = tag.parentElement || tag.getRootNode().host;
+    return over(numbers(getComputedStyle(tag).backgroundColor), ground(outside));
+  };
+  const shine = colour => colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0);
+  const roots = [document.body, ...[...document.querySelectorAll('*')].map(tag => tag.shadowRoot).filter(root => root)];
+  return roots.flatMap(root => [...root.querySelectorAll('*')]).filter(tag => {
+    const words = [...tag.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    if (!words || !tag.getClientRects().length || tag.matches('style, script')) return false;
+    const behind = ground(tag), [low, high] = [shine(behind), shine(over(numbers(getComputedStyle(tag).color), behind))]
+      .sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  }).map(tag => `${tag.localName}.${tag.className}: ${tag.textContent.trim().slice(0, 40)}`);
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_words_are_readable_in_both_schemes(browser, tmp_path, scheme):
+    context = browser.new_context(offline=True, color_scheme=scheme)
+    data, _ = Playground()._repr_mimebundle_()
+    played = new_code_cell("1 + 2.5 in Playground()  # live", outputs=[new_output("execute_result", data)])
+    words = new_markdown_cell("# A\n## B\n[link](#A), `code` and $x$\n\n| a | b |\n|---|---|\n| c | d |\n| e | f |")
+    page = shown(context, tmp_path, words, played)
+    page.locator(".told").get_by_text("Pixel 64, 48; result.").wait_for()
+    assert page.evaluate(PALE) == []
+    ground = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground[scheme]
+    page.add_style_tag(content="p { color: #777 !important }")
+    assert page.evaluate(PALE)
+    context.close()
+
+
+# The longest line, in characters, of the paragraphs and entries of lists that hold nothing but text.
+LONGEST = r"""
+() => {
+  const lines = {}, range = document.createRange();
+  for (const [i, tag] of [...document.querySelectorAll('.jp-MarkdownOutput :is(p, li)')].entries())
+    for (let k = 0; !tag.children.length && k < tag.textContent.length; k++) {
+      range.setStart(tag.firstChild, k);
+      range.setEnd(tag.firstChild, k + 1);
+      const line = `${i}: ${range.getBoundingClientRect().top}`;
+      lines[line] = (lines[line] || 0) + 1;
+    }
+  return Math.max(...Object.values(lines));
+}
+"""
+
+
+def test_lines_are_no_longer_than_in_a_book(browser, tmp_path):
+    site, page, longest = make_site(tmp_path / "run", plan([]), 6), browser.new_page(), []
+    for file in sorted(site.glob("[0-9]*.html")):
+        page.goto(file.as_uri())
+        longest.append(page.evaluate(LONGEST))
+    assert 60 < max(longest) <= 75, longest
     page.close()
 
 

@@ -243,3 +243,13 @@ def test_no_figure_is_shown_without_words(path):
     texts = [node.args[1] for node in shown if ast.unparse(node.func) == "show"]
     assert texts
     assert all(not isinstance(text, ast.Constant) or len(text.value) > 20 for text in texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_only_drawing_is_folded(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert np.median([len(cell.source.splitlines()) for cell in cells]) <= 8
+    folded = {cell.source: cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells}
+    for source, hidden in folded.items():
+        drawing = "plt.subplots" in source or "<img" in source
+        assert not hidden or drawing, source

@@ -63,6 +63,7 @@ def test_the_wheel_carries_what_the_package_reads(wheel):
     read += [path.relative_to(ROOT) for path in find_notebooks()]
     assert {f"repflow/{path.as_posix()}" for path in read} <= names
     assert {"repflow/notebooks/profiles.toml", "repflow/results/paper.csv", "repflow/playground.js"} <= names
+    assert {f"repflow/lab/templates/STIXTwoMath{end}" for end in (".woff2", "_OFL.txt")} <= names
     assert {
         f"repflow/data/{name}_classes.txt" for name in ("kinetics400", "kinetics600", "kinetics700", "hmdb51")
     } <= names

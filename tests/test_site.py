@@ -8,13 +8,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from repflow.lab import reference
 from repflow.lab import site as site_module
 from repflow.lab.jobs import plan
 from repflow.lab.reference import MODULES
-from repflow.lab.site import heading, write_site
+from repflow.lab.site import heading, notebook_page, write_site
 from repflow.records import environment
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +72,29 @@ def test_every_link_leads_to_a_page_and_every_anchor_to_a_place(site, pages):
                 assert place in ids[target.removesuffix(".html") or name], (name, link)
             followed += 1
     assert followed > 100
+
+
+def test_a_notebook_s_contents_are_its_sections(pages):
+    for name in NOTEBOOKS:
+        sections = [(f"#{tag['id']}", tag.get_text().rstrip("¶")) for tag in pages[name].select("h2")]
+        assert [(link["href"], link.get_text()) for link in pages[name].select(".contents a")] == sections
+        assert len(sections) > 3
+
+
+def test_a_figure_bears_its_words_and_its_code_is_folded(tmp_path):
+    words = 'A curve "rises" & x < 1\nand its table'
+    picture = new_output("display_data", {"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": words}})
+    cells = [new_markdown_cell("# A"), new_code_cell("compute()"), new_code_cell("draw()", outputs=[picture])]
+    cells[2].metadata["jupyter"] = {"source_hidden": True}
+    page = BeautifulSoup(notebook_page(new_notebook(cells=cells), "A", tmp_path), "html.parser")
+    caption = page.select_one("figure > figcaption")
+    assert (page.select_one("figure img")["alt"], caption.text, caption["aria-hidden"]) == (
+        words,
+        words.splitlines()[0],
+        "true",
+    )
+    assert [code.text.strip() for code in page.select("details.folded:not([open]) pre")] == ["draw()"]
+    assert [code.text.strip() for code in page.select("pre")] == ["compute()", "draw()"]
 
 
 def test_a_notebook_leads_to_the_one_before_and_the_one_behind(pages):

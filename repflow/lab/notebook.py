@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
-_METRICS = "application/vnd.repflow.metrics+json"
+METRICS = "application/vnd.repflow.metrics+json"  # marks the outputs of `report`
 Answer = TypeVar("Answer")
 
 
@@ -33,16 +33,16 @@ def report(headline: str, *, value: float, unit: str = "", figure: "Figure | Non
     line = summary(record["headline"])
     if figure is not None:
         # An output of its own: in one bundle a page would show the text or the picture, not both.
-        metadata = {"image/png": {"alt": line}, _METRICS: "figure"}
+        metadata = {"image/png": {"alt": line}, METRICS: "figure"}
         display({"image/png": _png(figure), "text/plain": line}, raw=True, metadata=metadata)
-    display({_METRICS: record, "text/markdown": f"**{line}**", "text/plain": line}, raw=True)
+    display({METRICS: record, "text/markdown": f"**{line}**", "text/plain": line}, raw=True)
 
 
 def reported(notebook: "NotebookNode") -> tuple[dict[str, Any], bytes | None]:
     """Return what an executed notebook reported ({} if it did not) and the headline figure as PNG (None without)."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    records = [output.data[_METRICS] for output in outputs if _METRICS in output.data]
-    figures = [output.data["image/png"] for output in outputs if _METRICS in output.metadata]
+    records = [output.data[METRICS] for output in outputs if METRICS in output.data]
+    figures = [output.data["image/png"] for output in outputs if METRICS in output.metadata]
     return records[-1] if records else {}, base64.b64decode(figures[-1]) if figures else None
 
 

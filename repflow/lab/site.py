@@ -7,6 +7,7 @@ import html
 import itertools
 import logging
 import re
+from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from repflow.lab import reference
 from repflow.lab.jobs import OWN_PAGES, Job
-from repflow.lab.notebook import summary
+from repflow.lab.notebook import METRICS, summary
 
 _log = logging.getLogger(__name__)
 
@@ -115,9 +116,13 @@ def notebook_page(
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    font = b64encode((_FOLDER / "STIXTwoMath.woff2").read_bytes()).decode()
     metadata = {"name": title, "path": str(folder), "links": links or {}, "pages": pages}
+    metadata |= {"font": font, "metrics": METRICS}
     page, _ = exporter.from_notebook_node(notebook, {"metadata": metadata})
-    return page
+    sections = re.findall(r'<h2 id="(.+?)">(.+?)<a class="anchor-link"', page)
+    contents = "".join(f'<li><a href="#{place}">{text}</a></li>' for place, text in sections)
+    return page.replace("<!-- contents -->", contents, 1)
 
 
 def heading(notebook: nbformat.NotebookNode) -> str | None:
