@@ -46,7 +46,7 @@ def test_every_dependency_is_locked_and_says_who_needs_it():
     text = (ROOT / "pyproject.toml").read_text()
     lock = (ROOT / "requirements.lock").read_text()
     versions = (ROOT / "ci" / "versions").read_text()
-    lines = re.findall(r'^  "([a-zA-Z0-9-]+)>=[\d.]+",(.*)$', text, re.MULTILINE)
+    lines = re.findall(r'^  "([a-zA-Z0-9-]+)>=[\d.]+[,!=\d.]*",(.*)$', text, re.MULTILINE)
     assert len(lines) > 15
     for name, comment in lines:
         assert comment.strip().startswith("#"), name
@@ -172,6 +172,18 @@ def test_workflows_only_call_scripts_and_may_only_read(name):
     if name == "gpu":  # a machine of ours: no stranger's code on it
         assert "pull_request" not in workflow["on"]
         assert workflow["on"]["push"]["branches"] == ["main"]
+
+
+def test_a_development_container_calls_the_same_set_up():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    known = {"name", "image", "hostRequirements", "postCreateCommand", "forwardPorts", "customizations"}
+    assert set(container) <= known  # keys of the format; an unknown one would be ignored without a word
+    assert container["postCreateCommand"] == "ci/setup"
+    assert os.access(ROOT / container["postCreateCommand"], os.X_OK)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert container["image"].rpartition(":")[2] in workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"] == "${containerWorkspaceFolder}/.venv/bin/python"
 
 
 def test_gpu_checks_say_that_they_are_skipped(tmp_path):
