@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -60,6 +61,22 @@ def small(tmp_path_factory):
 
 def clips_of(root, **options):
     return Clips(SyntheticMotion(root), 4, train=True, **options)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="PyTorch needs another compiler there")
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(small, tmp_path, monkeypatch):
+    """As in a slim container."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(TrainingError, match=r"found no no-such-compiler; .* --set compile=false"):
+        train(
+            "repflow_2d",
+            clips_of(small),
+            12,
+            Recipe(steps=1, compile=True),
+            folder=tmp_path / "run",
+            backbone="tiny_2d",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def same_weights(first, second):

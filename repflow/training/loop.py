@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
+from shutil import which
 from time import perf_counter
 from typing import Any
 
@@ -86,6 +88,12 @@ def train(
         raise ValueError(f"{name} needs optical flow: expected clips with flow, got none; pass flow to Clips")
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, precision=recipe.precision)
+    compiler = os.environ.get("CXX", "g++")  # as torch.compile looks for it
+    if recipe.compile and fabric.device.type == "cpu" and sys.platform == "linux" and not which(compiler):
+        raise TrainingError(
+            f"compile: expected a C++ compiler for torch.compile, found no {compiler}; install g++, name another in "
+            "$CXX, or train without: compile=False, --set compile=false"
+        )
     batches = StepBatches(len(clips), recipe, 0, fabric.global_rank, fabric.world_size)
     config = {
         "model": name,
