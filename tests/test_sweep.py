@@ -17,13 +17,14 @@ import pytest
 import torch
 from conftest import PATIENCE, wait_for
 from nbformat.v4 import new_code_cell, new_notebook
+from torch import nn
 
 from repflow.cli import build_parser
 from repflow.cli import sweep as command
 from repflow.data import SyntheticMotion
 from repflow.files import read_csv
 from repflow.lab.parameters import UsageError
-from repflow.lab.sweeps import answers
+from repflow.lab.sweeps import answers, between
 from repflow.lab.sweeps import study as questions
 from repflow.lab.sweeps.figure import draw, rows_of, summary, write_outcome
 from repflow.lab.sweeps.grid import Point, Sweep, read_sweep
@@ -33,7 +34,7 @@ from repflow.records import results_folder
 
 SHIPPED = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.toml"))
 # Measured in their small profile:
-REAL = {"real_video", "real_video_few", "real_video_shuffled", "real_video_time", "convergence"}
+REAL = {"real_video", "real_video_few", "real_video_shuffled", "real_video_time", "convergence", "depth", "between"}
 CONTROLS = {"scaling", "frame_shuffle", "moving_objects"} | REAL  # not asked with the paper's commands
 STUDY = """
 import os, subprocess, time
@@ -740,3 +741,33 @@ def test_folds_repeat_an_experiment_as_seeds_do():
     mean = f"{np.mean(runs):.1f} ({min(runs):.1f} to {max(runs):.1f})"
     (line,) = (line for line in lines if (line["system"], line["train_clips"]) == ("rgb_2d", "5"))
     assert line["top1"] == mean
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "learned"),
+    [
+        ("conv", [], ["reduce", "conv", "reduce2", "expand"]),
+        ("1x1", [], ["reduce", "reduce2", "expand"]),
+        ("conv frozen", ["conv", "reduce2"], ["reduce", "expand"]),
+        ("1x1 frozen", ["reduce2"], ["reduce", "expand"]),
+        ("bare", ["reduce2"], ["reduce", "expand"]),
+        ("both flows", ["layer.reduce2"], ["layer.reduce", "expand"]),
+    ],
+)
+def test_between_two_flows_stands_what_is_said(tmp_path, kind, frozen, learned):
+    few = {"train_clips": 4, "test_clips": 1, "steps": 2, "iterations": 2, "data": str(tmp_path)}
+    setting = between.Setting(between=kind, padding="circular", **few)
+    training, test = setting.make_clips()
+    torch.manual_seed(setting.seed)
+    fresh, network = setting.build().flow, between.trained(setting, training)
+    for names, same in ((frozen, True), (learned, False)):
+        for name in names:
+            weights = (layer.get_submodule(name).weight for layer in (fresh, network.flow))
+            assert torch.equal(*weights) == same, name
+    assert {part.padding_mode for part in network.modules() if isinstance(part, nn.Conv3d)} == {"circular"}
+    if kind in ("bare", "both flows"):
+        weight = network.flow.get_submodule(frozen[0]).weight
+        maps = torch.rand(1, 16, 2, 3, 3)
+        torch.testing.assert_close(nn.functional.conv3d(maps, weight), maps[:, :8])
+    found = between.accuracies(network, test)
+    assert all(found[name] in (0, 25, 50, 75, 100) for name in ("direction", "pairs"))
