@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from fractions import Fraction
+from glob import glob
 from itertools import islice, pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -232,7 +233,7 @@ def test_two_processes_write_the_same_bytes_and_nothing_half_done_when_stopped(m
     command = [sys.executable, "run.py"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: list(tmp_path.glob("set-flow/.*/z*.mkv")), process)  # it has begun to write the last
+        wait_for(lambda: glob(f"{tmp_path}/set-flow/.*/z*.mkv"), process)  # it has begun to write the last
         others = psutil.Process(process.pid).children(recursive=True)
         assert len(others) >= 2
         process.send_signal(signal.SIGINT)

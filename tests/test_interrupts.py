@@ -1,7 +1,9 @@
 """No interrupt is lost."""
 
-import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from multiprocessing import forkserver
 
@@ -65,13 +67,21 @@ def test_ctrl_c_while_the_first_process_starts_is_not_lost(monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
 
-def interrupt_itself():
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
+def test_ctrl_c_does_not_reach_fresh_processes(tmp_path):
+    """In a Python of its own: here others may have started the process that is forked."""
+    script = """
+        import os, signal, time
+        from repflow.processes import fresh_processes
 
+        def interrupt_itself():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
 
-def test_ctrl_c_does_not_reach_fresh_processes():
-    process = fresh_processes(__name__).Process(target=interrupt_itself)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+        if __name__ == "__main__":
+            process = fresh_processes().Process(target=interrupt_itself)
+            process.start()
+            process.join()
+            raise SystemExit(process.exitcode)
+    """
+    (tmp_path / "own.py").write_text(textwrap.dedent(script), encoding="utf-8")
+    assert subprocess.run([sys.executable, tmp_path / "own.py"], check=False).returncode == 0
