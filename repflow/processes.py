@@ -30,7 +30,7 @@ def fresh_processes(*modules: str) -> BaseContext:
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # ignored instead of blocked, a ctrl-C until here were lost
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # were it ignored, a ctrl-C would be lost
     return context
 
 

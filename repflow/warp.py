@@ -12,7 +12,7 @@ from repflow.solver.threads import compiled, inlined, shared
 from repflow.spline import POLE, REACH
 
 TAPS = (3**0.5 * POLE ** np.arange(REACH + 1)).astype(np.float32)  # the filter's middle and one of its equal sides
-ZERO, HALF, ONE, TWO, THREE, FOUR, SIX = (np.float32(value) for value in (0, 0.5, 1, 2, 3, 4, 6))
+ZERO, HALF, ONE, THREE, FOUR, SIX = (np.float32(value) for value in (0, 0.5, 1, 3, 4, 6))
 TWO_THIRDS = np.float32(2 / 3)
 
 
