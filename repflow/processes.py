@@ -31,6 +31,11 @@ def fresh_processes(*modules: str) -> BaseContext:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # were it ignored, a ctrl-C would be lost
+    # The modules take seconds to load. A process asked for in that time starts after it, even if a ctrl-C has ended the
+    # caller, and then misses the caller's locks. This one needs none.
+    first = context.Process(target=int)
+    first.start()
+    first.join()
     return context
 
 

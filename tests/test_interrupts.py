@@ -1,5 +1,6 @@
 """No interrupt is lost."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,3 +86,20 @@ def test_ctrl_c_does_not_reach_fresh_processes(tmp_path):
     """
     (tmp_path / "own.py").write_text(textwrap.dedent(script), encoding="utf-8")
     assert subprocess.run([sys.executable, tmp_path / "own.py"], check=False).returncode == 0
+
+
+def test_fresh_processes_start_without_a_wait(tmp_path):
+    """Or one asked for would miss the locks of a caller that ctrl-C has ended meanwhile, and say so at length."""
+    (tmp_path / "heavy.py").write_text("import time\ntime.sleep(1)\nopen('loaded', 'x')\n", encoding="utf-8")
+    script = """
+        import os
+        from repflow.processes import fresh_processes
+
+        if __name__ == "__main__":
+            fresh_processes("heavy")
+            raise SystemExit(not os.path.exists("loaded"))
+    """
+    (tmp_path / "own.py").write_text(textwrap.dedent(script), encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, tmp_path / "own.py"]
+    assert subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=False).returncode == 0

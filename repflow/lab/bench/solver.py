@@ -3,10 +3,9 @@
 import resource
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -134,23 +133,29 @@ def _layer(problem: Problem, engine: str) -> nn.Module:
 
 
 def _cpu_peak(problem: Problem, case: Case) -> int | None:
-    """`_resident_peak` in a process of its own; None if that died, as for want of memory."""
+    """The peak in a process of its own; None if that died, as for want of memory."""
     if sys.platform != "linux":  # elsewhere ru_maxrss has another unit, or is missing
         return None
     context = fresh_processes(__name__, "numba", "sympy")  # the last is what PyTorch's backward pass loads
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_resident_peak, problem, case).result()
-        except BrokenProcessPool:
-            return None
+    receiver, sender = context.Pipe(duplex=False)  # a pool would leave locks behind if ctrl-C came while it starts
+    process = context.Process(target=_send_resident_peak, args=(sender, problem, case))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        process.terminate()  # it has sent its number, or ctrl-C leaves it unasked
+        process.join()
 
 
-def _resident_peak(problem: Problem, case: Case) -> int:
-    """Bytes by which the peak of this process's resident memory grows in one case."""
+def _send_resident_peak(sender: Connection, problem: Problem, case: Case) -> None:
+    """Sends the bytes by which the peak of this process's resident memory grows in one case."""
     # A mapping for each block is gone once it is freed; glibc's heap would add its holes, as much again.
     map_blocks_from(1 << 16)
     task_of(replace(problem, pairs=1, size=8), *case)()  # loads the code
     task = task_of(problem, *case)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     task()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    sender.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
