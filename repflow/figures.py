@@ -1,5 +1,6 @@
 """Pictures: flow colours, arrows, strips, curves, GIF and MP4. Functions of data that return arrays or figures."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -21,6 +22,7 @@ from repflow.spline import CubicSpline
 from repflow.video import iter_frames
 from repflow.video.write import write_mp4
 
+_log = logging.getLogger(__name__)
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -198,6 +200,8 @@ def write_channels(
     """
     H, W = frames.shape[1:3]
     scales = {channel: flow_scale(flow[:, channel]) for channel in channels}
+    told = ", ".join(f"{channel} ({largest:.2g} px/frame)" for channel, largest in scales.items())
+    _log.info("%d frames; from left to right channels, and what full colour stands for: %s", len(frames), told)
 
     def picture(t: int) -> np.ndarray:
         tiles = [frames[t * len(frames) // flow.shape[2]]]
@@ -260,6 +264,7 @@ def _frames_and_flow(video: Path, folder: Path, width: int, options: Mapping[str
     """
     flow = video_flow(video, folder / "flow.npy", width=width, **options)
     largest = flow_scale(np.moveaxis(flow[:: max(1, len(flow) // 100), :, ::4, ::4], 1, 0))
+    _log.info("full colour stands for %.2g px/frame in frames of %d x %d px", largest, *flow.shape[:1:-1])
     frames = iter_frames(video, options["start"], len(flow), options["stride"])
     for frame, motion in zip(frames, flow, strict=True):
         yield frame_and_flow(narrowed(frame, width), motion, largest)

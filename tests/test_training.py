@@ -363,7 +363,10 @@ def test_the_command_trains_and_goes_on(small, tmp_path, capsys):
              "batch=4"]  # fmt: skip
     assert command.run(arguments(*words)) == 0
     first = capsys.readouterr().out.splitlines()
-    assert first[0] == "24 videos of 12 classes: 12 for training, 12 for validation, 0 missing, 0 quarantined"
+    assert (
+        first[0]
+        == "24 videos of 12 classes, test videos apart: 12 for training, 12 for validation, 0 missing, 0 quarantined"
+    )
     assert first[1].startswith("best validation: top-1 ")
     assert first[2] == str(tmp_path / "run")
     assert command.run(arguments(*words, "--workers", 1)) == 0

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from repflow.video import VideoError, count_frames, iter_frames, loadvid_frame_nums, probe, read_clip
+from repflow.video.write import schedule_kept, write_video
 
 LENGTH = 26  # frames; above 8, where seeking begins, and three groups of pictures
 BITS = 5
@@ -37,7 +39,7 @@ def make(path, codec, size=(96, 64), pix_fmt="yuv420p", length=LENGTH, container
     """A file with `length` drawn frames; the test is skipped where this FFmpeg lacks the encoder."""
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot write {codec}")
-    with av.open(str(path), "w", format=container or None) as file:
+    with schedule_kept(), av.open(str(path), "w", format=container or None) as file:
         stream = file.add_stream(codec, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         for number in range(length):
@@ -264,3 +266,14 @@ def test_the_numbers_are_read_right():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     assert numbers_in(read_clip(file.getvalue())) == list(range(1 << BITS))[::-1]
+
+
+def test_writing_av1_leaves_the_process_its_schedule(tmp_path):
+    """Where root runs it, the encoder raises the thread's priority above all others'; children would inherit it."""
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("this FFmpeg cannot write libsvtav1")
+    if not hasattr(os, "sched_getscheduler"):
+        pytest.skip("this system tells no schedule")
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    write_video(tmp_path / "a.mkv", [drawn(number, (64, 64)) for number in range(3)], "libsvtav1", 25, preset="12")
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before

@@ -14,6 +14,8 @@ import av
 import numpy as np
 from numbered import UPRIGHT, drawn, turned
 
+from repflow.video.write import schedule_kept
+
 LENGTH = 41  # frames; odd, for a first frame and pairs after it
 H264 = {"codec": "libx264", "g": "10", "bf": "2", "x264-params": "b-adapt=0:scenecut=0"}
 LUMA = {"BT.601": (0.299, 0.114), "BT.709": (0.2126, 0.0722)}  # weights of red and blue; green has the rest
@@ -60,7 +62,8 @@ def make(name: str, folder: Path) -> Path:
     """Write the file of this name."""
     kind, path = FILES[name], folder / name
     options = dict(kind.options)
-    with av.open(str(path), "w", options={key: options.pop(key) for key in ("movflags",) if key in options}) as file:
+    container = {key: options.pop(key) for key in ("movflags",) if key in options}
+    with schedule_kept(), av.open(str(path), "w", options=container) as file:
         stream = file.add_stream(options.pop("codec"), rate=Fraction(25), options=options)
         pictures = [turned(drawn(number, *kind.size), kind.coded) for number in range(LENGTH)]
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], kind.pixels

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +152,10 @@ def _check_fold(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> None
             f"videos of fold {arguments.fold}; take --fold {about['fold']}"
         )
     if arguments.data[0] == about.get("set") == "folder" and arguments.group != about.get("group"):
+        theirs = f"--group {quote(about['group'])}" if about.get("group") else ""
         raise UsageError(
-            f"--group {arguments.group}: {arguments.checkpoint} was trained with {about.get('group')}, so its training "
-            "videos may be among the test videos; take the same"
+            f"{arguments.checkpoint} was trained {f'with {theirs}' if theirs else 'without --group'}, so its training "
+            f"videos may be among these test videos; {f'add {theirs}' if theirs else 'leave --group out'} here, too"
         )
 
 

@@ -16,7 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a .gif or .mp4 to look at, an .npz with the numbers, or a .flo with those of the first two "
         "frames")  # fmt: skip
     add("--start", type=int, default=0, metavar="N", help="first frame (default: 0)")
-    add("--frames", type=int, metavar="N", help="at most so many frames (default: all)")
+    add("--frames", type=int, metavar="N",
+        help="at most so many frames (default: all; with --checkpoint as many as it was trained on)")  # fmt: skip
     add("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")
     add("--width", type=int, metavar="PX", help="reduce wider frames first (default: 320 for pictures)")
     add("--checkpoint", type=Path, metavar="FILE",

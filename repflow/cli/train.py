@@ -44,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         trained = _train(arguments)
+    except KeyboardInterrupt:
+        _log.info("stopped; the same command goes on from the last checkpoint in %s", arguments.out)
+        raise
     except TrainingError as error:
         sys.stderr.write(f"repflow: {error}\n")
         return 1
@@ -66,9 +69,10 @@ def _train(arguments: argparse.Namespace) -> "Trained":
         validation = None
     if _speaks():
         sys.stdout.write(
-            f"{source.expected} videos of {len(source.classes)} classes: {len(training.samples)} for training, "
-            f"{len(validation.samples) if validation else 0} for validation, {len(source.missing)} missing, "
-            f"{len(source.quarantined)} quarantined\n"
+            f"{source.expected} videos of {len(source.classes)} classes, test videos apart: "
+            f"{len(training.samples)} for training, {len(validation.samples) if validation else 0} for validation, "
+            f"{len(source.missing)} missing, {len(source.quarantined)} quarantined\n"
+            "the first steps take longest: videos are opened for the first time, and code is compiled\n"
         )
     recipe = _fitted(recipe, len(training.samples), arguments)
     return train(

@@ -321,7 +321,7 @@ def tell_of_copies(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
 
 def tell_of_others(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
     """Say in the log which endings `videos_of` does not know, and how many files have them."""
-    others = [entry.name for entry in left_out if stem(entry.name) == entry.name]
+    others = {entry.name for entry in left_out if stem(entry.name) == entry.name} - {QUARANTINE, CHECKED}
     if endings := Counter(os.path.splitext(name)[1] or "without an ending" for name in others):
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
         _log.info("%r: left out, being no videos by their endings: %s", str(root), counts)

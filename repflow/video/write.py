@@ -1,7 +1,8 @@
 """Writing videos: pictures in, a file out, whole or not at all."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_video(
     if first is None:
         raise ValueError(f"{str(path)!r}: expected pictures to write, got none")
     reformatter = VideoReformatter()
-    with beside(path) as folder:
+    with beside(path) as folder, schedule_kept():
         with av.open(str(folder / path.name), "w", options=dict(container or {})) as file:
             if title is not None:
                 file.metadata["title"] = title
@@ -65,6 +66,21 @@ def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], fps:
     """
     codec = next(name for name in _MP4_CODECS if name in av.codecs_available)
     write_video(path, map(_even, pictures), codec, fps, container={"movflags": "faststart"}, **_MP4_CODECS[codec])
+
+
+@contextmanager
+def schedule_kept() -> Iterator[None]:
+    """Takes back what SVT-AV1 does where root runs it: it makes the calling thread a real-time one of the highest
+    priority. Processes that this one starts later would inherit that, and starve all others."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if (os.sched_getscheduler(0), os.sched_getparam(0)) != before:
+            os.sched_setscheduler(0, *before)
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:
