@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repflow.arguments import whole_number
-from repflow.solver import HALF, Kernels, classical_kernels, image_gradient, solve
+from repflow.solver import HALF, Kernels, classical_kernels, solve_clips
 
 # What can be learned. The paper's best set leaves the image gradient fixed.
 LEARNABLE = ("image_gradient", "flow_gradient", "divergence", "tau", "lam", "theta")
@@ -39,14 +39,9 @@ def representation_flow(
             "expected two maps (N, C, H, W) of one shape, floating-point type and device, got "
             + " and ".join(f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds)
         )
-    if f1.dtype in HALF:  # too few digits for values in 0..255 and their differences
-        f1, f2 = f1.float(), f2.float()
-    kernels = (kernels or classical_kernels(f2.device)).to(f2)
     # Deviation from the 2019 layers: border gradients come from the same frame as the inner ones.
-    grad = image_gradient(f2, kernels.image_x[0], kernels.image_y[0])
-    flow, _ = solve(
-        f2 - f1,
-        grad,
+    flow = solve_clips(
+        torch.stack([f1, f2], 2),
         theta=theta,
         lam=lam,
         tau=tau,
@@ -54,7 +49,7 @@ def representation_flow(
         kernels=kernels,
         engine=engine,
     )
-    return flow[0], flow[1]
+    return flow[:, 0, :, 0], flow[:, 1, :, 0]
 
 
 def scale_clips(x: Tensor) -> Tensor:
@@ -110,12 +105,8 @@ class ClipFlow(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        B, _, T, _, _ = x.shape
-        scaled = self.scale(x.float() if x.dtype in HALF else x)  # as in `representation_flow`
-        frames = scaled.transpose(1, 2)
-        u, v = representation_flow(
-            frames[:, :-1].flatten(0, 1),
-            frames[:, 1:].flatten(0, 1),
+        flow = solve_clips(
+            self.scale(x.float() if x.dtype in HALF else x),  # as in `representation_flow`
             tau=self.tau,
             lam=self.lam,
             theta=self.theta,
@@ -123,7 +114,7 @@ class ClipFlow(nn.Module):
             kernels=Kernels(*(getattr(self, name) for name in Kernels._fields)),
             engine=self.engine,
         )
-        u, v = (f.unflatten(0, (B, T - 1)).transpose(1, 2).to(x.dtype) for f in (u, v))
+        u, v = flow.to(x.dtype).unbind(1)
         return u, v
 
 

@@ -17,7 +17,7 @@ from repflow.arguments import whole_number
 from repflow.solver import reference
 from repflow.solver.operators import Kernels, classical_kernels, image_gradient
 
-__all__ = ["ENGINES", "Kernels", "chosen_engine", "classical_kernels", "image_gradient", "solve"]
+__all__ = ["ENGINES", "Kernels", "chosen_engine", "classical_kernels", "image_gradient", "solve", "solve_clips"]
 
 ENGINES = ("auto", "reference", "cpu", "cuda")
 HALF = (torch.float16, torch.bfloat16)
@@ -82,6 +82,49 @@ def solve(
     )
 
 
+def solve_clips(
+    clips: Tensor,
+    *,
+    theta: float | Tensor = 0.3,
+    lam: float | Tensor = 0.15,
+    tau: float | Tensor = 0.25,
+    iterations: int = 20,
+    kernels: Kernels | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """The flow from each frame of clips (B, C, T, H, W) to the next: (B, 2, C, T-1, H, W), u and v, from zero.
+
+    It is `solve`'s for rho_c = F2 - F1 and grad = `image_gradient(F2)`; other arguments, dtypes and errors as there.
+    On the CPU both are computed where they are used, plane by plane.
+
+    >>> u, v = solve_clips(255 * torch.rand(1, 8, 16, 28, 28)).unbind(1)
+    """
+    _check_clips(clips, kernels)
+    iterations = whole_number("iterations", iterations, 0)
+    clips = clips.float() if clips.dtype in HALF else clips  # too few digits for values in 0..255 and their differences
+    kernels = (kernels or classical_kernels(clips.device)).to(clips)
+    if _fits_the_cache(clips, engine):
+        _check_numbers(theta, lam, tau, 0.0)
+        numbers = torch.stack([_scalar(value, clips.dtype, clips.device) for value in (theta, lam, tau)])
+        image_taps = torch.cat([kernel[0].expand(clips.shape[1], 3) for kernel in kernels[:2]], 1)
+        return torch.ops.repflow.solve_clips(clips, numbers, _taps(kernels), image_taps, iterations)
+    frames = clips.transpose(1, 2)
+    f1, f2 = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    grad = image_gradient(f2, kernels.image_x[0], kernels.image_y[0])
+    options = {"theta": theta, "lam": lam, "tau": tau, "iterations": iterations, "kernels": kernels, "engine": engine}
+    flow, _ = solve(f2 - f1, grad, **options)
+    return flow.unflatten(1, (len(clips), frames.shape[1] - 1)).permute(1, 0, 3, 2, 4, 5)
+
+
+def _fits_the_cache(clips: Tensor, engine: str) -> bool:
+    """Whether the CPU's engine takes whole clips: not when PyTorch traces, for a graph should run on a GPU, too."""
+    if chosen_engine(engine, clips) != "cpu" or torch.compiler.is_compiling():
+        return False
+    from repflow.solver import cpu
+
+    return clips.shape[-2:].numel() <= cpu.LARGE
+
+
 def chosen_engine(engine: str, rho_c: Tensor) -> str:
     """The engine that computes. Raises ValueError where the one that was named cannot."""
     if engine not in ENGINES:
@@ -132,11 +175,24 @@ def _check_problem(
     for name, start, shape in (("flow", flow, grad.shape), ("dual", dual, (2, *grad.shape))):
         if start is not None and start.shape != shape:
             raise ValueError(f"{name}: expected the shape {tuple(shape)}, got {tuple(start.shape)}")
+    _check_kernels(kernels, rho_c.shape[1])
+
+
+def _check_clips(clips: Tensor, kernels: Kernels | None) -> None:
+    if clips.ndim != 5 or clips.shape[2] < 2 or not clips.is_floating_point():
+        raise ValueError(
+            "expected floating-point clips (B, C, T, H, W) with T >= 2, "
+            f"got a tensor of shape {tuple(clips.shape)} and {clips.dtype}"
+        )
+    _check_kernels(kernels, clips.shape[1])
+
+
+def _check_kernels(kernels: Kernels | None, channels: int) -> None:
     for name, kernel in (kernels._asdict() if kernels else {}).items():
         taps = 3 if name.startswith("image") else 2
-        if kernel.ndim != 3 or not len(kernel) or kernel.shape[1] not in (1, rho_c.shape[1]) or kernel.shape[2] != taps:
+        if kernel.ndim != 3 or not len(kernel) or kernel.shape[1] not in (1, channels) or kernel.shape[2] != taps:
             raise ValueError(
-                f"kernels.{name}: expected the shape (L, 1 or {rho_c.shape[1]}, {taps}), got {tuple(kernel.shape)}"
+                f"kernels.{name}: expected the shape (L, 1 or {channels}, {taps}), got {tuple(kernel.shape)}"
             )
 
 
@@ -209,6 +265,36 @@ def _differentiate(
     return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
 
 
+def _clips_on_cpu(*arguments: Tensor | int) -> Tensor:
+    from repflow.solver import cpu
+
+    return cpu.forward_clips(*arguments)
+
+
+def _fake_clips(clips: Tensor, *_: object) -> Tensor:
+    B, C, T, H, W = clips.shape
+    return clips.new_empty(B, 2, C, T - 1, H, W)
+
+
+def _clips_adjoint_on_cpu(*arguments: Tensor | int) -> tuple[Tensor, ...]:
+    from repflow.solver import cpu
+
+    return cpu.backward_clips(*arguments)
+
+
+def _fake_clips_adjoint(_: Tensor, *inputs: Tensor | int) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in inputs[:4])
+
+
+def _save_clips(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.iterations = inputs[4]
+
+
+def _differentiate_clips(ctx: torch.autograd.function.FunctionCtx, flow_bar: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.repflow.solve_clips_adjoint(flow_bar, *ctx.saved_tensors, ctx.iterations), None
+
+
 def _refuse(*_: object) -> None:
     raise NotImplementedError("the fast engines have first derivatives only; take engine='reference' for second ones")
 
@@ -235,6 +321,22 @@ def _register() -> None:
     library.register_autograd("repflow::solve_adjoint", _refuse)
     for device in ("cpu", "cuda"):
         library.register_autocast("repflow::solve", device, torch.float32)
+    library.define(
+        "repflow::solve_clips",
+        "(Tensor clips, Tensor numbers, Tensor taps, Tensor image_taps, int iterations) -> Tensor",
+    )
+    library.define(
+        "repflow::solve_clips_adjoint",
+        "(Tensor flow_bar, Tensor clips, Tensor numbers, Tensor taps, Tensor image_taps, int iterations) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+    )
+    library.impl("repflow::solve_clips", "cpu", _clips_on_cpu)
+    library.register_fake("repflow::solve_clips", _fake_clips)
+    library.register_autograd("repflow::solve_clips", _differentiate_clips, setup_context=_save_clips)
+    library.impl("repflow::solve_clips_adjoint", "cpu", _clips_adjoint_on_cpu)
+    library.register_fake("repflow::solve_clips_adjoint", _fake_clips_adjoint)
+    library.register_autograd("repflow::solve_clips_adjoint", _refuse)
+    library.register_autocast("repflow::solve_clips", "cpu", torch.float32)
 
 
 if not hasattr(torch.ops.repflow, "solve"):  # PyTorch takes an operator once a process; this module may be reloaded

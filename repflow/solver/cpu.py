@@ -15,12 +15,13 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from repflow.solver.reference import TINY as REFERENCE_TINY
-from repflow.solver.threads import compiled, inlined, shared
+from repflow.solver.threads import compiled, inlined, shared, wide_vectors
 
 ZERO, ONE, TWO, TINY = (np.float32(value) for value in (0, 1, 2, REFERENCE_TINY))
 LARGE = 1 << 15  # pixels: a plane of more leaves a core's own cache
 TILE = 64, 256  # rows and columns of such a plane's tiles
 TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
+KEPT = 1 << 19  # bytes of states that an adjoint keeps at once, within a core's own cache
 
 
 # One iteration, in place. `W` is a window's width, `S` its number of pixels, `k` the eight taps of flow_x, flow_y,
@@ -31,6 +32,14 @@ TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
 def _aligned(n: int) -> int:
     """n, rounded up to a whole number of 64-byte lines of float32."""
     return (n + 15) // 16 * 16
+
+
+@inlined
+def _fields(number: int, size: int) -> Array:
+    """(number, size) of float32; rows begin at lines of 64 bytes, if `size` is `_aligned`: so vectors load fastest."""
+    flat = np.empty(number * size + 16, np.float32)
+    start = -(flat.ctypes.data // 4) % 16
+    return flat[start : start + number * size].reshape(number, size)
 
 
 @inlined
@@ -55,6 +64,7 @@ def _ahead(field: Array, W: int, S: int) -> tuple[Array, Array, Array]:
 
 @inlined
 def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: float, W: int, S: int) -> None:
+    wide_vectors()
     u, v = _here(state[0], W, S), _here(state[1], W, S)
     (xu, xu_left, _), (yu, _, yu_up) = _behind(state[2], W, S), _behind(state[4], W, S)
     (xv, xv_left, _), (yv, _, yv_up) = _behind(state[3], W, S), _behind(state[5], W, S)
@@ -69,6 +79,7 @@ def _flow_step(state: Array, problem: Array, k: Array, theta: float, bound: floa
 
 @inlined
 def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int) -> None:
+    wide_vectors()
     (u, u_right, u_below), (v, v_right, v_below) = _ahead(state[0], W, S), _ahead(state[1], W, S)
     xu, xv, yu, yv = _here(state[2], W, S), _here(state[3], W, S), _here(state[4], W, S), _here(state[5], W, S)
     inner_x, inner_y = mask[0], mask[1]
@@ -78,8 +89,9 @@ def _dual_step(state: Array, mask: Array, k: Array, step: float, W: int, S: int)
         uy = inner_y[i] * (k0y * u[i] + k1y * u_below[i])
         vx = inner_x[i] * (k0x * v[i] + k1x * v_right[i])
         vy = inner_y[i] * (k0y * v[i] + k1y * v_below[i])
-        shrink_u = ONE / (ONE + step * math.sqrt(ux * ux + uy * uy + TINY))
-        shrink_v = ONE / (ONE + step * math.sqrt(vx * vx + vy * vy + TINY))
+        # 1 / (1 + step |grad u|), by the root's reciprocal, for which processors have an instruction.
+        root_u, root_v = ONE / math.sqrt(ux * ux + uy * uy + TINY), ONE / math.sqrt(vx * vx + vy * vy + TINY)
+        shrink_u, shrink_v = root_u / (root_u + step), root_v / (root_v + step)
         xu[i] = (xu[i] + step * ux) * shrink_u
         yu[i] = (yu[i] + step * uy) * shrink_u
         xv[i] = (xv[i] + step * vx) * shrink_v
@@ -131,13 +143,19 @@ def _load_state(
 
 
 @inlined
+def _load_mask(W: int, S: int, mask: Array) -> None:
+    """1 where a difference to the right (mask[0]) and downwards (mask[1]) is taken, 0 in the last column and row."""
+    mask[:, :S] = ONE
+    mask[0, W - 1 : S : W] = ZERO
+    mask[1, S - W : S] = ZERO
+
+
+@inlined
 def _load_problem(
     rho_c: Array, grad: Array, plane: int, start: int, pitch: int, h: int, W: int, problem: Array, mask: Array
 ) -> None:
     S = h * W
-    mask[:, :S] = ONE
-    mask[0, W - 1 : S : W] = ZERO
-    mask[1, S - W : S] = ZERO
+    _load_mask(W, S, mask)
     _copy(rho_c[plane], start, pitch, problem[0], 0, W, h, W)
     _copy(grad[0, plane], start, pitch, problem[1], 0, W, h, W)
     _copy(grad[1, plane], start, pitch, problem[2], 0, W, h, W)
@@ -171,8 +189,7 @@ def _advance(
     for w in range(first, last):
         W = windows[w, 8] - windows[w, 7]
         size = max(size, _aligned((windows[w, 6] - windows[w, 5] + 1) * W + _aligned(W)))
-    problem, mask = np.empty((4, size), np.float32), np.empty((2, size), np.float32)
-    state, before = np.empty((6, size), np.float32), np.empty((2, size), np.float32)
+    problem, mask, state, before = _fields(4, size), _fields(2, size), _fields(6, size), _fields(2, size)
     for w in range(first, last):
         plane, y0, y1, x0, x1, Y0, Y1, X0, X1 = windows[w]
         h, W = Y1 - Y0, X1 - X0
@@ -202,6 +219,7 @@ def _dual_adjoint(
     old: Array, flow: Array, bar: Array, mask: Array, k: Array, step: float, W: int, S: int, e: Array, k_bar: Array
 ) -> float:
     """Undo the dual step; the gradients of the flow's differences go to `e`. Returns the step's gradient."""
+    wide_vectors()
     inner_x, inner_y = mask[0], mask[1]
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     sum_step, sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO, ZERO
@@ -213,17 +231,16 @@ def _dual_adjoint(
         for i in range(S):
             dx = inner_x[i] * (k0x * f[i] + k1x * right[i])
             dy = inner_y[i] * (k0y * f[i] + k1y * below[i])
-            norm = math.sqrt(dx * dx + dy * dy + TINY)
-            length = ONE + step * norm
-            shrink = ONE / length
+            root = ONE / math.sqrt(dx * dx + dy * dy + TINY)
+            shrink = root / (root + step)
             new_x, new_y = (x[i] + step * dx) * shrink, (y[i] + step * dy) * shrink
             length_bar = -(x_bar[i] * new_x + y_bar[i] * new_y) * shrink
             x_bar[i] *= shrink
             y_bar[i] *= shrink
-            along = step * length_bar / norm
+            along = step * length_bar * root
             ex[i] = inner_x[i] * (step * x_bar[i] + along * dx)
             ey[i] = inner_y[i] * (step * y_bar[i] + along * dy)
-            sum_step += x_bar[i] * dx + y_bar[i] * dy + length_bar * norm
+            sum_step += x_bar[i] * dx + y_bar[i] * dy + length_bar * (dx * dx + dy * dy + TINY) * root
             sum0x += ex[i] * f[i]
             sum1x += ex[i] * right[i]
             sum0y += ey[i] * f[i]
@@ -238,6 +255,7 @@ def _dual_adjoint(
 @inlined
 def _gradient_adjoint(e: Array, bar: Array, k: Array, W: int, S: int) -> None:
     """Add to the new flow's gradient what its differences bring."""
+    wide_vectors()
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     for a in range(2):
         (ex, ex_left, _), (ey, _, ey_up) = _behind(e[a], W, S), _behind(e[2 + a], W, S)
@@ -251,6 +269,7 @@ def _divergence_adjoint(
     old: Array, bar: Array, mask: Array, k: Array, theta: float, W: int, S: int, k_bar: Array
 ) -> float:
     """Add to the old dual field's gradient what its divergence brings. Returns the gradient of theta there."""
+    wide_vectors()
     inner_x, inner_y = mask[0], mask[1]
     k0x, k1x, k0y, k1y = theta * k[4], theta * k[5], theta * k[6], theta * k[7]
     sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO
@@ -277,6 +296,7 @@ def _threshold_adjoint(
     old: Array, bar: Array, problem: Array, bound: float, W: int, S: int, problem_bar: Array
 ) -> float:
     """Undo the threshold; adds to the gradients of rho_c and grad. Returns that of lam theta."""
+    wide_vectors()
     u, v, u_bar, v_bar = _here(old[0], W, S), _here(old[1], W, S), _here(bar[0], W, S), _here(bar[1], W, S)
     rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
     rho_bar, gx_bar, gy_bar = problem_bar[0], problem_bar[1], problem_bar[2]
@@ -326,13 +346,56 @@ def _store(fields: Array, start: int, target: Array, plane: int) -> None:
 
 
 @inlined
-def segments(iterations: int) -> tuple[int, int]:
-    """Length and number of the segments in which an adjoint goes back.
+def segments(iterations: int, size: int) -> tuple[int, int]:
+    """Length and number of the segments in which an adjoint goes back, for fields of `size` values.
 
-    It keeps the state before each, and those within one: number + length - 1 states, fewer than 2 sqrt(iterations).
+    It keeps the state before each, and those within one. One segment computes nothing twice; where its states would
+    leave the cache, number + length - 1 of them are fewer than 2 sqrt(iterations).
     """
-    length = max(math.ceil(math.sqrt(iterations)), 1)
+    length = max(math.ceil(math.sqrt(iterations)), min(iterations, KEPT // (6 * 4 * size)), 1)
     return length, math.ceil(iterations / length)
+
+
+@inlined
+def _undo_plane(
+    steps: int, state: Array, bar: Array, problem: Array, mask: Array, taps: Array, plane: int, numbers: Array, W: int,
+    S: int, e: Array, begins: Array, within: Array, problem_bar: Array, numbers_bar: Array, taps_bar: Array,
+) -> None:  # fmt: skip
+    """Compute the iterations again, from the first `state`, and carry `bar` back through them, segment by segment."""
+    length = within.shape[0] + 1
+    last_begin = (math.ceil(steps / length) - 1) * length
+    for it in range(last_begin):
+        if it % length == 0:
+            _keep(state, begins[it // length])
+        _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, S)
+    for begin in range(last_begin, -1, -length):
+        end, slot = min(steps, begin + length), begins[begin // length]
+        if begin == last_begin:
+            _keep(state, slot)
+        else:
+            _keep(slot, state)
+        for it in range(begin, end):
+            if it > begin:
+                _keep(state, within[it - begin - 1])
+            _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, S)
+        new = state
+        for it in range(end - 1, begin - 1, -1):
+            old = within[it - begin - 1] if it > begin else slot
+            k, k_bar = _taps_of(taps, it, plane), taps_bar[min(it, taps.shape[0] - 1)]
+            _undo(old, new, bar, problem, mask, k, numbers, W, S, e, problem_bar, numbers_bar, k_bar)
+            new = old
+
+
+@inlined
+def _workspace(size: int, iterations: int) -> tuple[Array, ...]:
+    """Fields of an adjoint: problem, its gradient, mask, state, its gradient, e of `_undo`, states that are kept."""
+    length, most = segments(iterations, size)
+    e = _fields(4, size)
+    e[:, :] = ZERO
+    return (
+        _fields(4, size), _fields(3, size), _fields(2, size), _fields(6, size), _fields(6, size), e,
+        _fields(6 * most, size).reshape(most, 6, size), _fields(6 * (length - 1), size).reshape(length - 1, 6, size),
+    )  # fmt: skip
 
 
 @compiled
@@ -341,44 +404,154 @@ def _adjoint(
     taps: Array, steps: Array, flow_bar: Array, dual_bar: Array, rho_bar: Array, grad_bar: Array,
     start_bar: Array, start_dual_bar: Array, numbers_bar: Array, taps_bar: Array,
 ) -> None:  # fmt: skip
-    """Gradients of planes first..last-1, whose iterations are computed again, segment by segment from the last."""
+    """Gradients of planes first..last-1, whose iterations are computed again."""
     W, S = pitch, rho_c.shape[1]
     size = _aligned(S + W + _aligned(W))
-    length, most = segments(steps[first:last].max())
-    begins, within = np.empty((most, 6, size), np.float32), np.empty((length - 1, 6, size), np.float32)
-    state, bar, e = np.empty((6, size), np.float32), np.empty((6, size), np.float32), np.zeros((4, size), np.float32)
-    problem, problem_bar = np.empty((4, size), np.float32), np.empty((3, size), np.float32)
-    mask = np.empty((2, size), np.float32)
+    problem, problem_bar, mask, state, bar, e, begins, within = _workspace(size, steps[first:last].max())
     for p in range(first, last):
         _load_problem(rho_c, grad, p, 0, W, S // W, W, problem, mask)
         _load_state(flow, dual, p, 0, W, mask, S // W, W, state)
         _load_state(flow_bar, dual_bar, p, 0, W, mask, S // W, W, bar)
         problem_bar[:, :] = ZERO
-        last_begin = (math.ceil(steps[p] / length) - 1) * length
-        for it in range(last_begin):
-            if it % length == 0:
-                _keep(state, begins[it // length])
-            _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
-        for begin in range(last_begin, -1, -length):
-            end, slot = min(steps[p], begin + length), begins[begin // length]
-            if begin == last_begin:
-                _keep(state, slot)
-            else:
-                _keep(slot, state)
-            for it in range(begin, end):
-                if it > begin:
-                    _keep(state, within[it - begin - 1])
-                _iterate(state, problem, mask, _taps_of(taps, it, p), numbers, W, S)
-            new = state
-            for it in range(end - 1, begin - 1, -1):
-                old = within[it - begin - 1] if it > begin else slot
-                k, k_bar = _taps_of(taps, it, p), taps_bar[p, min(it, taps.shape[0] - 1)]
-                _undo(old, new, bar, problem, mask, k, numbers, W, S, e, problem_bar, numbers_bar[p], k_bar)
-                new = old
+        _undo_plane(
+            steps[p], state, bar, problem, mask, taps, p, numbers, W, S, e, begins, within, problem_bar,
+            numbers_bar[p], taps_bar[p],
+        )  # fmt: skip
         _store(problem_bar[:1], 0, rho_bar.reshape(1, -1, S), p)
         _store(problem_bar[1:], 0, grad_bar, p)
         _store(bar[:2], _aligned(W), start_bar, p)
         _store(bar[2:], _aligned(W), start_dual_bar, p)
+
+
+# Clips: planes of one channel, frame after frame. A pair's residual and image gradient are made where they are used.
+# A direction is three numbers: the step to the next pixel, the step to the next line, and how long a line is. At its
+# ends a frame goes on linearly, as in `operators.image_gradient`.
+
+
+@inlined
+def _directions(W: int, S: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    return (1, W, W), (W, 1, S // W)
+
+
+@inlined
+def _neighbours(f: Array, direction: tuple[int, int, int], S: int, before: Array, behind: Array) -> None:
+    """What stands before and behind each of S pixels along a direction."""
+    step, line, n = direction
+    for i in range(S - step):
+        before[i + step], behind[i] = f[i], f[i + step]
+    for first in range(0, S // n * line, line):
+        last = first + (n - 1) * step
+        before[first], behind[last] = TWO * f[first] - f[first + step], TWO * f[last] - f[last - step]
+
+
+@inlined
+def _derivative(
+    f: Array, k: Array, direction: tuple[int, int, int], S: int, before: Array, behind: Array, g: Array
+) -> None:
+    wide_vectors()
+    g[:S] = ZERO
+    if direction[2] > 1:  # a line of one pixel has no difference along it
+        _neighbours(f, direction, S, before, behind)
+        for i in range(S):
+            g[i] = k[0] * before[i] + k[1] * f[i] + k[2] * behind[i]
+
+
+@inlined
+def _derivative_adjoint(
+    f: Array, k: Array, direction: tuple[int, int, int], S: int, before: Array, behind: Array, g_bar: Array,
+    f_bar: Array, k_bar: Array,
+) -> None:  # fmt: skip
+    """Add to the gradients of a frame and of three taps."""
+    wide_vectors()
+    step, line, n = direction
+    if n > 1:
+        _neighbours(f, direction, S, before, behind)
+        sum0, sum1, sum2 = ZERO, ZERO, ZERO
+        for i in range(S):
+            sum0 += g_bar[i] * before[i]
+            sum1 += g_bar[i] * f[i]
+            sum2 += g_bar[i] * behind[i]
+            before[i], behind[i] = k[0] * g_bar[i], k[2] * g_bar[i]  # from here on their gradients
+            f_bar[i] += k[1] * g_bar[i]
+        k_bar[0] += sum0
+        k_bar[1] += sum1
+        k_bar[2] += sum2
+        for first in range(0, S // n * line, line):
+            last = first + (n - 1) * step
+            f_bar[first] += TWO * before[first]
+            f_bar[first + step] -= before[first]
+            f_bar[last] += TWO * behind[last]
+            f_bar[last - step] -= behind[last]
+            before[first], behind[last] = ZERO, ZERO
+        for i in range(S - step):
+            f_bar[i] += before[i + step]
+        for i in range(S - step):
+            f_bar[i + step] += behind[i]
+
+
+@inlined
+def _load_pair(f1: Array, f2: Array, k: Array, W: int, S: int, problem: Array, mask: Array, spare: Array) -> None:
+    _load_mask(W, S, mask)
+    x, y = _directions(W, S)
+    _derivative(f2, k[:3], x, S, spare[0], spare[1], problem[1])
+    _derivative(f2, k[3:], y, S, spare[0], spare[1], problem[2])
+    rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
+    for i in range(S):
+        rho_c[i] = f2[i] - f1[i]
+        inverse[i] = ONE / (gx[i] * gx[i] + gy[i] * gy[i] + TINY)
+
+
+@compiled
+def _advance_clips(
+    first: int, last: int, W: int, clips: Array, numbers: Array, taps: Array, image_taps: Array, iterations: int,
+    flow: Array,
+) -> None:  # fmt: skip
+    """Flow (B, 2, C, T-1, S) of pairs first..last-1 of clips (B, C, T, S), from zero."""
+    _, C, T, S = clips.shape
+    size = _aligned(S + W + _aligned(W))
+    problem, mask, state, spare = _fields(4, size), _fields(2, size), _fields(6, size), _fields(2, size)
+    for pair in range(first, last):
+        plane, t = pair // (T - 1), pair % (T - 1)
+        b, c = plane // C, plane % C
+        _load_pair(clips[b, c, t], clips[b, c, t + 1], image_taps[c % len(image_taps)], W, S, problem, mask, spare)
+        state[:, :] = ZERO
+        for it in range(iterations):
+            _iterate(state, problem, mask, _taps_of(taps, it, c), numbers, W, S)
+        for j in range(2):
+            _copy(state[j], _aligned(W), S, flow[b, j, c, t], 0, S, 1, S)
+
+
+@compiled
+def _undo_clips(
+    first: int, last: int, W: int, clips: Array, numbers: Array, taps: Array, image_taps: Array, iterations: int,
+    flow_bar: Array, clips_bar: Array, numbers_bar: Array, taps_bar: Array, image_bar: Array,
+) -> None:  # fmt: skip
+    """Gradients of channels first..last-1 of all clips, pair after pair."""
+    _, C, T, S = clips.shape
+    size = _aligned(S + W + _aligned(W))
+    problem, problem_bar, mask, state, bar, e, begins, within = _workspace(size, iterations)
+    spare = _fields(2, size)
+    for plane in range(first, last):
+        b, c = plane // C, plane % C
+        k, frame_bars = image_taps[c % len(image_taps)], clips_bar[b, c]
+        frame_bars[0] = ZERO
+        for t in range(T - 1):
+            f1, f2 = clips[b, c, t], clips[b, c, t + 1]
+            _load_pair(f1, f2, k, W, S, problem, mask, spare)
+            state[:, :], bar[:, :], problem_bar[:, :] = ZERO, ZERO, ZERO
+            for j in range(2):
+                _copy(flow_bar[b, j, c, t], 0, S, bar[j], _aligned(W), S, 1, S)
+            _undo_plane(
+                iterations, state, bar, problem, mask, taps, c, numbers, W, S, e, begins, within, problem_bar,
+                numbers_bar[plane], taps_bar[plane],
+            )  # fmt: skip
+            x, y = _directions(W, S)
+            f1_bar, f2_bar, rho_bar = frame_bars[t], frame_bars[t + 1], problem_bar[0]
+            for i in range(S):
+                f1_bar[i] -= rho_bar[i]
+                f2_bar[i] = rho_bar[i]
+            _derivative_adjoint(f2, k[:3], x, S, spare[0], spare[1], problem_bar[1], f2_bar, image_bar[plane, :3])
+            _derivative_adjoint(f2, k[3:], y, S, spare[0], spare[1], problem_bar[2], f2_bar, image_bar[plane, 3:])
 
 
 # From PyTorch.
@@ -479,3 +652,42 @@ def backward(
     )  # fmt: skip
     taps_bar = taps_bar.reshape(-1, taps.shape[1], *taps_bar.shape[1:]).sum(0).swapaxes(0, 1)
     return *bars, torch.from_numpy(numbers_bar.sum(0)).to(numbers), torch.from_numpy(taps_bar).to(taps)
+
+
+def forward_clips(clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor, iterations: int) -> Tensor:
+    """Flow (B, 2, C, T-1, H, W) between successive frames of clips (B, C, T, H, W), in float32.
+
+    numbers and taps as for `forward`; image_taps (C or 1, 6): the taps of image_x and image_y.
+    """
+    B, C, T, H, W = clips.shape
+    flow = clips.new_empty(B, 2, C, T - 1, H, W)
+    if flow.numel():
+        pairs = B * C * (T - 1)
+        shared(_advance_clips, pairs, W, *_clip_arrays(clips, numbers, taps, image_taps), iterations, _flat(flow))
+    return flow
+
+
+def backward_clips(
+    flow_bar: Tensor, clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of clips, numbers, taps and image_taps from that of `forward_clips`' flow."""
+    B, C, _, _, W = clips.shape
+    bars = np.zeros((B * C, 3)), np.zeros((B * C, taps.shape[0], 8)), np.zeros((B * C, 6))
+    clips_bar = torch.zeros_like(clips, memory_format=torch.contiguous_format)
+    if flow_bar.numel():
+        arrays = _clip_arrays(clips, numbers, taps, image_taps)
+        shared(_undo_clips, B * C, W, *arrays, iterations, _flat(flow_bar), _flat(clips_bar), *bars)
+    numbers_bar, taps_bar, image_bar = bars
+    taps_bar = taps_bar.reshape(-1, taps.shape[1], *taps_bar.shape[1:]).sum(0).swapaxes(0, 1)
+    image_bar = image_bar.reshape(-1, *image_taps.shape).sum(0)
+    sums = zip((numbers_bar.sum(0), taps_bar, image_bar), (numbers, taps, image_taps), strict=True)
+    return clips_bar, *(torch.from_numpy(bar).to(like) for bar, like in sums)
+
+
+def _clip_arrays(clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor) -> tuple[Array, ...]:
+    return _flat(clips), *(t.detach().contiguous().numpy() for t in (numbers, taps, image_taps))
+
+
+def _flat(maps: Tensor) -> Array:
+    """Maps (..., H, W) as (..., pixels)."""
+    return maps.detach().contiguous().flatten(-2).numpy()
