@@ -413,7 +413,7 @@ importlib.reload(repflow)
 reloaded, _ = layer_and_clip()
 assert type(reloaded) is not type(layer)
 for way in (layer, reloaded, torch.compile(reloaded, fullgraph=True, backend="aot_eager")):
-    torch.testing.assert_close((way(clip), grads_of(way, clip)), expected)
+    torch.testing.assert_close((way(clip), grads_of(way, clip)), expected, rtol=1e-4, atol=1e-4)
 """
 
 
