@@ -394,6 +394,19 @@ def test_an_evaluation_opens_its_checkpoint_once(small, tmp_path, monkeypatch):
     assert opened == [checkpoint]
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "told"),
+    [("_c[0-9]", None, "add --group '_c[0-9]' here"), (None, "_c[0-9]", "without --group"), ("_c", "_c", "")],
+)
+def test_an_evaluation_has_the_groups_of_its_training(small, tmp_path, capsys, trained, asked, told):
+    about = {"set": "folder", "fold": 1} | ({"group": trained} if trained else {})
+    train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=8), folder=tmp_path / "run", about=about, **TINY)
+    words = ["--checkpoint", str(tmp_path / "run/checkpoints/step-000000001.pt"), "--data", "folder", str(tmp_path)]
+    assert main(["evaluate", *words, *(["--group", asked] if asked else [])]) == (2 if told else 1)
+    said = capsys.readouterr().err
+    assert told in said if told else "--group" not in said
+
+
 def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
     RunFolder(tmp_path / "run", {"model": "of before"})
     train("rgb_2d", clips_of(small), 12, Recipe(steps=1, batch=8), folder=tmp_path / "run", **TINY)
