@@ -137,13 +137,15 @@ def test_an_mp4_keeps_its_rate(tmp_path, fps):
 
 @pytest.mark.parametrize("size", [(1280, 8), (2, 64), (640, 2)])
 @pytest.mark.parametrize("write", [write_flow_gif, write_flow_mp4])
-def test_flow_of_narrow_and_flat_videos(tmp_path, size, write):
+def test_flow_of_narrow_and_flat_videos(tmp_path, caplog, size, write):
+    caplog.set_level("INFO")
     W, H = size
     noise = np.random.default_rng(0).integers(0, 255, (3, H, W, 3), dtype=np.uint8)
     write_gif(tmp_path / "v.gif", noise, fps=10)
     write(tmp_path / "v.gif", tmp_path / "f.mp4", start=0, frames=None, stride=1)
     W, H = (min(W, 320), max(1, round(H * min(W, 320) / W)))
     assert read_clip(tmp_path / "f.mp4").shape == (2, H + (write is write_flow_mp4 and H % 2), 2 * W, 3)
+    assert f"px/frame in frames of {W} x {H} px" in caplog.text
 
 
 def test_flow_of_a_video_as_numbers(video, tmp_path):
