@@ -427,7 +427,7 @@ def test_a_folder_is_checked_trained_on_and_evaluated(root, capsys):
     measured = json.loads((root / "run" / "test" / "metrics.json").read_text())
     assert (measured["evaluated"], measured["expected"]) == (len(test), test.expected)
     assert main([*evaluation, *data[:-2]]) == 2
-    assert r"was trained with \d+" in capsys.readouterr().err
+    assert r"was trained with --group '\d+'" in capsys.readouterr().err
     assert main([*evaluation, *data, "--ours", str(root / "ours.csv")]) == 2
     assert "--ours: the table of results has no column for folder" in capsys.readouterr().err
     assert not (root / "ours.csv").exists()

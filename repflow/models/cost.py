@@ -68,7 +68,10 @@ def count(name: str) -> tuple[int, int]:
         model = build_model(name, CLASSES).eval()
         shapes = {"clip": (1, 3, FRAMES, SIDE, SIDE), "flow": (1, 2, FRAMES - 1, SIDE, SIDE)}
         inputs = [torch.empty(shapes[kind]) for kind in SYSTEMS[name].inputs]
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.repflow.solve: _solver_flops})
+        counter = FlopCounterMode(
+            display=False,
+            custom_mapping={torch.ops.repflow.solve: _solver_flops, torch.ops.repflow.solve_clips: _clips_flops},
+        )
         # Attention as plain products, the only form that the counter knows on every device.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
@@ -77,3 +80,7 @@ def count(name: str) -> tuple[int, int]:
 
 def _solver_flops(rho_c: torch.Size, *rest: object, out_shape: object = None, **_: object) -> int:
     return 2 * SOLVER_STEP * rho_c.numel() * rest[5]
+
+
+def _clips_flops(_clips: torch.Size, *rest: object, out_shape: torch.Size, **_: object) -> int:
+    return SOLVER_STEP * out_shape.numel() * rest[3]  # u and v are one step
