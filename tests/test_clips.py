@@ -23,7 +23,8 @@ from repflow.models import build_model
 from repflow.training import Recipe, predict, train
 from repflow.training.batches import split
 from repflow.tvl1 import grey
-from repflow.video import VideoError, read_clip
+from repflow.video import VideoError, probe, read_clip, reading
+from repflow.video.reading import choose_frames
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_area_crops_are_shares_of_the_frame(made, monkeypatch):
     """Of a frame whose red and green tell the place, so that a crop shows what was cut out."""
     y, x = np.mgrid[:40, :40].astype(np.uint8) * 6
     ramp = np.stack([x, y, np.zeros_like(x)], -1)
-    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([ramp] * frames))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [ramp] * len(choose(9)))
     data = Clips(SyntheticMotion(made), 3, train=True, crop=24, area=(0.25, 0.5))
     shares, ratios = [], []
     for epoch in range(60):
@@ -103,7 +104,7 @@ def still(made, monkeypatch):
     draw = np.random.default_rng(0)
     frame, flow = draw.integers(60, 160, (40, 40, 3), np.uint8), draw.normal(size=(3, 2, 40, 40)).astype(np.float32)
     monkeypatch.setattr(clips, "flow_of_clip", lambda *_: flow)
-    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([frame] * frames))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [frame] * len(choose(9)))
     return lambda **options: Clips(undirected(made), 3, train=True, **options)
 
 
@@ -281,9 +282,9 @@ def test_a_worker_that_dies_ends_the_run_and_names_its_video(made, monkeypatch):
     def read(path, *arguments):
         if path == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_clip(path, *arguments)
+        return choose_frames(path, *arguments)
 
-    monkeypatch.setattr(clips, "read_clip", read)
+    monkeypatch.setattr(clips, "choose_frames", read)
     with pytest.raises(VideoError, match=f"{deadly.name}.* died"):
         train("rgb_2d", data, 12, Recipe(steps=4, batch=8, workers=1), backbone="tiny_2d")
 
@@ -297,7 +298,7 @@ def test_a_video_is_named_when_the_connection_breaks_before_its_reader_has_ended
         time.sleep(0.5)  # the reader is still alive when the connection is seen to be broken
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(clips, "read_clip", read)
+    monkeypatch.setattr(clips, "choose_frames", read)
     batches = iter(DataLoader(data, num_workers=1))
     while not (tmp_path / "reading").exists():
         time.sleep(0.01)
@@ -371,7 +372,7 @@ def test_lengths_of_changed_videos_are_counted(b_frames, openings, caplog):
     (b_frames / "check.csv").write_text("mine\n")
     data = Clips(HMDB51(b_frames), 16, 2, train=False)
     assert "counted anew" in caplog.text
-    assert openings_of(data, openings) == 3  # two to count; that its packets prove no number is known from above
+    assert openings_of(data, openings) == 2  # the packets prove no length; the decoding that counts gives the clip, too
     assert openings_of(data, openings) == 1
 
 
@@ -379,6 +380,34 @@ def test_workers_share_the_lengths_they_count(b_frames, openings):
     data = Clips(HMDB51(b_frames), 16, 2, train=False)
     list(DataLoader(data, 1, num_workers=1))
     assert openings_of(data, openings) == 2  # both to read it
+
+
+@pytest.mark.parametrize("kind", ["b_frames", "made"])
+def test_evaluation_decodes_no_frame_twice(kind, request, openings, monkeypatch):
+    """Nine clips that overlap, of a video whose length only decoding tells, and of one whose packets tell it."""
+    decoded, frames_of = [], reading.frames_of
+    monkeypatch.setattr(
+        reading, "frames_of", lambda packet: (decoded.append(frame.pts) or frame for frame in frames_of(packet))
+    )
+    root, frames, stride = request.getfixturevalue(kind), *{"b_frames": (16, 2), "made": (4, 1)}[kind]
+    source = HMDB51(root) if kind == "b_frames" else SyntheticMotion(root)
+    path = source.samples[0][0]
+    length = probe(path).frames
+    decoded.clear()
+    data = Views(source, frames, stride, clips=9)
+    assert openings_of(data, openings) == 2
+    assert len(decoded) == length
+    starts = np.linspace(0, length - (frames - 1) * stride - 1, 9).round().astype(int)
+    for clip, start in zip((data[0][0] + 1) * 127.5, starts.tolist(), strict=True):
+        np.testing.assert_allclose(clip.permute(1, 2, 3, 0), read_clip(path, start, frames, stride), atol=0.01)
+
+
+def test_a_long_video_of_unknown_length_is_not_held_in_memory(b_frames, openings, monkeypatch):
+    expected = Clips(HMDB51(b_frames), 16, 2, train=False)[0][0]
+    monkeypatch.setattr(reading, "HELD", 89 * 48 * 32 * 3 // 2)  # bytes, one frame less than the video has
+    data = Clips(HMDB51(b_frames), 16, 2, train=False)
+    assert openings_of(data, openings) == 3  # two to count
+    assert data[0][0].equal(expected)
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +444,7 @@ def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
     root, folder = with_flow
     y, x = np.mgrid[:40, :40]
     ramp = np.stack([x * 6, y * 6, 0 * x], -1).astype(np.uint8)
-    monkeypatch.setattr(clips, "read_clip", lambda path, start=0, frames=9, stride=1: np.stack([ramp] * frames))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [ramp] * len(choose(9)))
     place = np.stack([x, y]).astype(np.float32) / 8  # pixels
     monkeypatch.setattr(clips, "flow_of_clip", lambda path, start, frames, *_: np.stack([place] * frames))
     settings = {"train": True, "area": (0.2, 0.9), "crop": 24, "flip": True, "flow": folder}

@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from repflow.data.flow import resize
+from repflow.data.flow import resize_frame
 from repflow.files import beside
 from repflow.video import VideoError, iter_frames
 
@@ -30,8 +29,7 @@ def cached_frames(path: str | os.PathLike[str], size: int | None, folder: str | 
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
     file = Path(folder) / f"{name}-{size or 'full'}-{stat.st_size}-{stat.st_mtime_ns}.npy"
     if not file.exists():
-        frames = (torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in iter_frames(path))
-        small = [(resize(frame, (size,)) if size else frame)[0].permute(1, 2, 0).numpy() for frame in frames]
+        small = [resize_frame(frame, (size,)) if size else frame for frame in iter_frames(path)]
         file.parent.mkdir(parents=True, exist_ok=True)
         with beside(file) as unfinished:
             np.save(unfinished / file.name, np.stack(small))

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from repflow.data.cache import cached_frames
-from repflow.data.flow import flow_of_clip, resize
+from repflow.data.flow import flow_of_clip, resize, resize_frame
 from repflow.data.lists import Checked
 from repflow.tvl1 import LARGEST
-from repflow.video import VideoError, count_frames, read_clip
+from repflow.video import VideoError
+from repflow.video.reading import choose_frames
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
@@ -205,9 +206,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
             ) from error
 
     def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
-        room = self._room(index)
-        numbers = self._numbers(index, self._place(room, rng) if room >= 0 else 0)
-        clip = self._read(index, numbers)
+        (numbers,), (clip,) = self._read(index, rng)
         window = self._window(clip, index, rng)
         values = self._values(clip, window, rng)
         if self.flow is None:
@@ -228,49 +227,60 @@ class Clips(Dataset[tuple[Inputs, int]]):
     def _place(self, room: int, rng: np.random.Generator) -> int:
         return int(rng.integers(room + 1)) if self.train else room // 2
 
-    def _length(self, index: int) -> int:
-        """How many frames of the video a clip may use. The last one of a video has no flow."""
-        length = int(self._lengths[index])
-        if length < 0:
-            path, checked = self.samples[index][0], self._checked[index]
-            if self.cache is not None:
-                length = len(cached_frames(path, self.resize, self.cache))
-            else:
-                length = checked.frames if checked and checked.holds(path) else count_frames(path)
+    def _first_frames(self, room: int, rng: np.random.Generator) -> list[int]:
+        """Where the clips begin, which may be up to `room` frames after the video's first one."""
+        return [self._place(room, rng)]
+
+    def _known_length(self, index: int) -> int | None:
+        """The video's or the part's number of frames, where nothing has to be opened for it."""
+        length, checked = int(self._lengths[index]), self._checked[index]
+        if length >= 0:
+            return length
+        return checked.frames if checked and checked.holds(self.samples[index][0]) else None
+
+    def _numbers(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of each clip's frames in its video or part, (clips, T); a short one repeats from its first frame on.
+
+        The last frame of a video has no flow.
+        """
+        length -= self.flow is not None
+        room = length - (self.frames - 1) * self.stride - 1
+        starts = np.array(self._first_frames(max(room, 0), rng))
+        numbers = starts[:, None] + np.arange(0, self.frames * self.stride, self.stride)
+        return numbers if room >= 0 else numbers % max(length, 1)
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+        """`_numbers` of the sample's clips and their frames, uint8 (clips, T, 3, H, W), resized, then halved.
+
+        No frame is decoded twice, however much the clips share, up to the limit of `choose_frames`.
+        """
+        path, first, length = self.samples[index][0], self._starts[index], self._known_length(index)
+        numbers, places = np.empty(0), np.empty(0)
+
+        def choose(length: int) -> np.ndarray:
+            nonlocal numbers, places
             self._lengths[index] = length
-        return length - (self.flow is not None)
+            numbers = self._numbers(length, rng)
+            wanted, places = np.unique(numbers, return_inverse=True)
+            return first + wanted
 
-    def _room(self, index: int) -> int:
-        """By how many frames a clip may begin later than the video; negative where the video is too short."""
-        return self._length(index) - (self.frames - 1) * self.stride - 1
-
-    def _numbers(self, index: int, start: int) -> range | np.ndarray:
-        """Numbers of the clip's frames in its video or part; a short one repeats from its first frame on."""
-        numbers = range(start, start + self.frames * self.stride, self.stride)
-        return numbers if self._room(index) >= 0 else np.array(numbers) % max(self._length(index), 1)
-
-    def _read(self, index: int, numbers: range | np.ndarray) -> Tensor:
-        """Frames as uint8 (T, 3, H, W), resized, then halved."""
-        (path, _), first = self.samples[index], self._starts[index]
-        if self.cache is not None:
-            pixels = cached_frames(path, self.resize, self.cache)[first + np.asarray(numbers)]
-        elif isinstance(numbers, range):
-            pixels = read_clip(path, first + numbers.start, self.frames, self.stride)
+        if self.cache is None:
+            pictures = choose_frames(path, choose, length)
+            pixels = np.stack([resize_frame(p, (self.resize,)) if self.resize else p for p in pictures])
         else:
-            pixels = read_clip(path, first)[numbers]
-        clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        if self.resize and self.cache is None:
-            clip = resize(clip, (self.resize,))
-        return clip[..., ::2, ::2] if self.halved else clip
+            video = cached_frames(path, self.resize, self.cache)
+            pixels = video[choose(len(video) if length is None else length)]
+        frames = torch.from_numpy(pixels[places.reshape(numbers.shape)]).movedim(-1, -3)
+        return numbers, frames[..., ::2, ::2] if self.halved else frames
 
-    def _read_flow(self, index: int, numbers: range | np.ndarray, clip: Tensor) -> Tensor:
+    def _read_flow(self, index: int, numbers: np.ndarray, clip: Tensor) -> Tensor:
         """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
         (path, _), first = self.samples[index], self._starts[index]
         folders = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
-        if isinstance(numbers, range):
-            flow = flow_of_clip(path, first + numbers.start, self.frames, self.stride, *folders)
-        else:
-            flow = flow_of_clip(path, first, max(self._length(index), 1), 1, *folders)[numbers]
+        if (np.diff(numbers) == self.stride).all():
+            flow = flow_of_clip(path, first + int(numbers[0]), self.frames, self.stride, *folders)
+        else:  # a short video, repeated
+            flow = flow_of_clip(path, first, int(numbers.max()) + 1, 1, *folders)[numbers]
         return resize_flow(torch.from_numpy(flow), clip.shape[-2:])
 
     def _free(self, clip: Tensor, index: int) -> tuple[int, int]:
@@ -363,18 +373,18 @@ class Views(Clips):
         self.clips, self.crops, self.views = clips, crops, clips * crops
 
     def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
-        room = max(self._room(index), 0)
-        starts = np.linspace(0, room, self.clips) if self.clips > 1 else np.array([room // 2])
         views, flows = [], []
-        for start in starts.round().astype(int).tolist():
-            numbers = self._numbers(index, start)
-            clip = self._read(index, numbers)
+        for numbers, clip in zip(*self._read(index, rng), strict=True):
             windows = self._windows(clip, index)
             views += [self._values(clip, window) for window in windows]
             if self.flow is not None:
                 flow = self._read_flow(index, numbers, clip)
                 flows += [self._flow_values(flow, window) for window in windows]
         return torch.stack(views) if self.flow is None else (torch.stack(views), torch.stack(flows))
+
+    def _first_frames(self, room: int, rng: np.random.Generator) -> list[int]:
+        starts = np.linspace(0, room, self.clips) if self.clips > 1 else np.array([room // 2])
+        return starts.round().astype(int).tolist()
 
     def _windows(self, clip: Tensor, index: int) -> list[Window]:
         if not self.crop:

@@ -239,13 +239,18 @@ def resize(frames: Tensor, size: Sequence[int]) -> Tensor:
     return interpolate(pictures, tuple(size), mode="bilinear", antialias=True).reshape(*frames.shape[:-2], *size)
 
 
+def resize_frame(frame: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """`resize` for one RGB frame (H, W, 3)."""
+    planes = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)  # mirrored ones have negative strides
+    return resize(planes, size).permute(1, 2, 0).numpy()
+
+
 def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
     """An RGB frame (H, W, 3) no wider than `width` px, its sides in proportion; as it is where it is, or with None."""
     H, W, _ = frame.shape
     if width is None or width >= W:
         return frame
-    planes = torch.from_numpy(frame).permute(2, 0, 1)
-    return resize(planes, (max(1, round(H * width / W)), width)).permute(1, 2, 0).numpy()
+    return resize_frame(frame, (max(1, round(H * width / W)), width))
 
 
 def _grey_frames(

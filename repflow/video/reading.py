@@ -12,10 +12,9 @@ from before the cut. They are left out, as players do, and a warning in the log 
 import logging
 import math
 import os
-import re
 import struct
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from heapq import heappop, heappush
@@ -31,14 +30,11 @@ from av.video.reformatter import VideoReformatter
 
 from repflow.video.cropping import shown_part
 from repflow.video.opening import IN_MEMORY, Source, VideoError, cut_short, name_of, open_video, too_short
+from repflow.video.packets import scan_packets
 
 _log = logging.getLogger(__name__)
 
-# Codecs with one packet a picture (VP8 hides pictures), in formats that store display times; MPEG-4 without B-frames
-# can do without.
-_TIMED = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
-_EXACT = {"h264": _TIMED, "vp9": _TIMED, "mpeg4": (*_TIMED, "avi")}
-_STARTS = {"h264": "filter_units=pass_types=5"}  # H.264's flags mark mere recovery points, too
+HELD = 2**29  # bytes of decoded frames that wait for a video's length: 3 minutes of 320 x 240 px
 SEEK_FROM = 8  # frames; decoding fewer is faster than looking through the packets
 _unprovable: dict[int, int] = {}  # by `_stamp` of a file: its packets prove no number of a frame from this one on
 
@@ -65,16 +61,11 @@ def count_frames(path: Source) -> int:
 
     Raises VideoError as `read_clip` does, but damage inside packets shows only where it decodes.
     """
-    with open_video(path) as stream:
-        promised = len(stream.index_entries)  # before reading adds to it
-        try:
-            scan = scan_packets(stream)
-        except av.FFmpegError:
-            scan = None  # decoding finds out how far the file is sound
-    if scan and scan.packets >= promised and not cut_short(path):
-        return scan.packets
-    with open_video(path) as stream:
-        return sum(1 for _ in _decode(stream, path))
+    length = _length_by_packets(path)
+    if length is None:
+        with open_video(path) as stream:
+            length = sum(1 for _ in _decode(stream, path))
+    return length
 
 
 def frame_rate(path: Source) -> float:
@@ -99,6 +90,54 @@ def iter_frames(path: Source, start: int = 0, frames: int | None = None, stride:
     """The frames of `read_clip` one by one, each uint8 RGB (H, W, 3), in constant memory; the same errors."""
     for picture in _pictures(path, start, frames, stride):
         yield picture.copy()
+
+
+def choose_frames(
+    path: Source, choose: Callable[[int], Sequence[int]], length: int | None = None
+) -> Iterator[np.ndarray]:
+    """The frames that `choose`, given the video's length, names in ascending order; each uint8 RGB (H, W, 3).
+
+    With `length` None it is counted. Where only decoding tells it, the decoded frames wait in memory (not yet RGB),
+    so that none is decoded twice, up to HELD bytes; a longer video is decoded again. Gives views of memory that the
+    decoder may own. Raises as `read_clip` does.
+
+        middle = list(choose_frames("a.avi", lambda length: range(length // 2, length // 2 + 8)))
+    """
+    held: list[av.VideoFrame] = []
+    if length is None:
+        length = _length_by_packets(path)
+    if length is None:
+        length, held = _decode_all(path)
+    numbers = choose(length)
+    if held:
+        return _to_rgb(path, (held[number] for number in numbers))
+    return pick(path, numbers, needed=numbers[-1])
+
+
+def _length_by_packets(path: Source) -> int | None:
+    with open_video(path) as stream:
+        promised = len(stream.index_entries)  # before reading adds to it
+        try:
+            scan = scan_packets(stream)
+        except av.FFmpegError:
+            scan = None  # decoding finds out how far the file is sound
+    if scan is None:
+        _remember_unprovable(path, 0)
+    return scan.packets if scan and scan.packets >= promised and not cut_short(path) else None
+
+
+def _decode_all(path: Source) -> tuple[int, list[av.VideoFrame]]:
+    """A video's length and its frames, as they were decoded; none where they take more than HELD bytes."""
+    length, held, size = 0, [], 0
+    with open_video(path) as stream:
+        for frame in _decode(stream, path):
+            length += 1
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size <= HELD:
+                held.append(frame)
+            else:
+                held.clear()
+    return length, held
 
 
 def _rate(stream: av.VideoStream) -> float:
@@ -216,56 +255,6 @@ def _pixels(frame: av.VideoFrame) -> list[bytes]:
     return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
-class Scan(NamedTuple):
-    """What packets tell without decoding: how many there are, and the last one to start from (number, place, time)."""
-
-    packets: int
-    number: int
-    place: tuple[int, int]
-    time: int
-
-
-def scan_packets(stream: av.VideoStream, stop: int = sys.maxsize) -> Scan | None:
-    """Looks through the packets up to number `stop`; None where one of them may not be one frame.
-
-    A decoder started at such a key frame needs nothing before it, and what comes before is shown before.
-    """
-    kind = stream.codec_context.codec.canonical_name
-    if stream.container.format.name not in _EXACT.get(kind, ()):
-        return None
-    clean = BitStreamFilterContext(_STARTS[kind], stream) if kind in _STARTS else None
-    header = stream.codec_context.extradata or b""
-    number, start, times = 0, None, set()
-    for packet in stream.container.demux(stream):
-        if not packet.size and packet.dts is None:  # the end
-            break
-        if not packet.size or packet.is_corrupt or packet.is_discard or packet.pts is None or packet.pts in times:
-            return None
-        if kind == "mpeg4" and not _is_one_picture(bytes(packet), header):
-            return None
-        times.add(packet.pts)
-        time = packet.pts if packet.dts is None else packet.dts
-        entry = number, (packet.pos, packet.pts), time
-        if packet.is_keyframe and (clean is None or clean.filter(packet)):  # the filter takes the packet's content
-            start = entry
-        elif not number:
-            return None
-        if number == stop:
-            break
-        number += 1
-    return Scan(number, *start) if start else None
-
-
-def _is_one_picture(packet: bytes, header: bytes) -> bool:
-    """Whether an MPEG-4 packet is just one picture, not a B-frame, that needs no other header than the stream's.
-
-    Encoders also store two pictures in one packet, and packets of a few bytes that stand for no picture.
-    """
-    head, *pictures = packet.split(b"\0\0\1\xb6")
-    times = re.sub(b"\0\0\1\xb3...", b"", head, flags=re.DOTALL)
-    return len(pictures) == 1 and len(packet) >= 20 and pictures[0][0] >> 6 != 2 and times in header
-
-
 def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
     """(number, frame) from the last key frame before `start` on, as long as they come as the packets promise.
 
@@ -338,16 +327,19 @@ def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.nda
 
     Views of memory that the decoder may own.
     """
-    reformatter = VideoReformatter()  # reused: a new one for every frame halves the speed
-    length, part = 0, None
-    for number, frame in _numbered(source, numbers[0]):
-        length, part = number + 1, part or shown_part(source, frame.height, frame.width)
-        if number in numbers:
-            yield _to_rgb(frame, reformatter, part)
-        if number == numbers[-1]:
-            break
-    if length <= needed:
-        raise too_short(source, needed, length)
+
+    def numbered() -> Iterator[av.VideoFrame]:
+        length = 0
+        for number, frame in _numbered(source, numbers[0]):
+            length = number + 1
+            if number in numbers:
+                yield frame
+            if number == numbers[-1]:
+                break
+        if length <= needed:
+            raise too_short(source, needed, length)
+
+    return _to_rgb(source, numbered())
 
 
 def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
@@ -381,11 +373,14 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, part: tuple[slice, slice]) -> np.ndarray:
-    rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-    rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, rgb.planes[0].line_size)
-    picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)[part]  # lines are padded at the right
-    swapped, leftright, updown = _orientation(frame)
-    if swapped:
-        picture = picture.swapaxes(0, 1)
-    return picture[:: -1 if updown else 1, :: -1 if leftright else 1]
+def _to_rgb(source: Source, frames: Iterable[av.VideoFrame]) -> Iterator[np.ndarray]:
+    reformatter, part = VideoReformatter(), None  # reused: a new one for every frame halves the speed
+    for frame in frames:
+        part = part or shown_part(source, frame.height, frame.width)
+        rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+        rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, rgb.planes[0].line_size)
+        picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)[part]  # lines are padded at the right
+        swapped, leftright, updown = _orientation(frame)
+        if swapped:
+            picture = picture.swapaxes(0, 1)
+        yield picture[:: -1 if updown else 1, :: -1 if leftright else 1]

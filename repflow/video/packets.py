@@ -1,0 +1,64 @@
+"""What a stream's packets prove of its frames, with none of them decoded."""
+
+import re
+import sys
+from typing import NamedTuple
+
+import av
+from av.bitstream import BitStreamFilterContext
+
+# Codecs with one packet a picture (VP8 hides pictures), in formats that store display times; MPEG-4 without B-frames
+# can do without.
+_TIMED = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+_EXACT = {"h264": _TIMED, "vp9": _TIMED, "mpeg4": (*_TIMED, "avi")}
+_STARTS = {"h264": "filter_units=pass_types=5"}  # H.264's flags mark mere recovery points, too
+
+
+class Scan(NamedTuple):
+    """What packets tell without decoding: how many there are, and the last one to start from (number, place, time)."""
+
+    packets: int
+    number: int
+    place: tuple[int, int]
+    time: int
+
+
+def scan_packets(stream: av.VideoStream, stop: int = sys.maxsize) -> Scan | None:
+    """Looks through the packets up to number `stop`; None where one of them may not be one frame.
+
+    A decoder started at such a key frame needs nothing before it, and what comes before is shown before.
+    """
+    kind = stream.codec_context.codec.canonical_name
+    if stream.container.format.name not in _EXACT.get(kind, ()):
+        return None
+    clean = BitStreamFilterContext(_STARTS[kind], stream) if kind in _STARTS else None
+    header = stream.codec_context.extradata or b""
+    number, start, times = 0, None, set()
+    for packet in stream.container.demux(stream):
+        if not packet.size and packet.dts is None:  # the end
+            break
+        if not packet.size or packet.is_corrupt or packet.is_discard or packet.pts is None or packet.pts in times:
+            return None
+        if kind == "mpeg4" and not _is_one_picture(bytes(packet), header):
+            return None
+        times.add(packet.pts)
+        time = packet.pts if packet.dts is None else packet.dts
+        entry = number, (packet.pos, packet.pts), time
+        if packet.is_keyframe and (clean is None or clean.filter(packet)):  # the filter takes the packet's content
+            start = entry
+        elif not number:
+            return None
+        if number == stop:
+            break
+        number += 1
+    return Scan(number, *start) if start else None
+
+
+def _is_one_picture(packet: bytes, header: bytes) -> bool:
+    """Whether an MPEG-4 packet is just one picture, not a B-frame, that needs no other header than the stream's.
+
+    Encoders also store two pictures in one packet, and packets of a few bytes that stand for no picture.
+    """
+    head, *pictures = packet.split(b"\0\0\1\xb6")
+    times = re.sub(b"\0\0\1\xb3...", b"", head, flags=re.DOTALL)
+    return len(pictures) == 1 and len(packet) >= 20 and pictures[0][0] >> 6 != 2 and times in header
