@@ -187,6 +187,15 @@ function greyOf(picture, t) {
   return Float32Array.from({ length: W * H }, (_, i) => luma.reduce((sum, weight, k) => sum + weight * data[4 * i + k], 0));
 }
 
+/** The camera's film, as it plays. Throws where there is none, or the reader or the page around refuses it. */
+async function openCamera() {
+  if (!navigator.mediaDevices) throw new Error("This page may not ask for a camera: open it as a file, by https or on localhost.");
+  const film = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
+  film.srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: 320 } });
+  await film.play();
+  return Object.assign(film, { width: film.videoWidth, height: film.videoHeight });
+}
+
 // Pictures and plots
 
 /** Draw a field by its colour at each pixel, (i) => [red, green, blue] in 0..255. */
@@ -271,7 +280,8 @@ const SLIDERS = {
   warps: [1, 5, 1, 1, "linearisations"],
   iterations: [1, 50, 1, 30, "per warp"],
 };
-const MOVING = { moves: "a disc moves", drag: "drag the disc", picture: "your picture, moved" };
+const CAMERA = "the camera (it waits while you go through the iterations)";
+const MOVING = { moves: "a disc moves", drag: "drag the disc", picture: "your picture, moved", camera: CAMERA };
 const INPUTS = [
   { turns: "a disc turns, all else moves", ...MOVING },
   { moves: "", grows: "the flow grows in place", shrinks: "the flow shrinks in place", ...MOVING },
@@ -339,7 +349,7 @@ function render({ model, el }) {
   const fields = () => scaled(runs.slice(0, 2).map(({ states }) => states.at(-1).subarray(0, W * H)));
   const views = find(".views"), steps = find("[name=shown]"), looked = find("select"), told = find(".told");
   const canvases = all("canvas"), plots = all(".plots div"), memory = flows.map(() => []);
-  let input, frames, runs, options, stale, wanted, cursor = [W / 2, H / 2], disc, target;
+  let input, frames, runs, options, stale, wanted, cursor = [W / 2, H / 2], disc, target, film;
   const later = (change) => ([stale, wanted] = [stale || change, wanted || requestAnimationFrame(tick)]);
 
   function tick() {
@@ -359,6 +369,20 @@ function render({ model, el }) {
     if (far < 1.5) return (target = null); // so that the last two frames differ
     disc = disc.map((d, i) => d + way[i] * Math.min(1, 3 / far));
     frames = [...frames.slice(1), scene({ at: disc })];
+  }
+
+  /** Take a camera's newest picture, if there is one, and look for the next. */
+  function watch(own, last) {
+    if (!own || film !== own) return;
+    const now = film.currentTime, wait = now === last || steps.value !== steps.max;
+    if (!wait) frames = [...frames.slice(1), greyOf(film, 0)];
+    if (!wait) later(true);
+    requestAnimationFrame(() => watch(own, wait ? last : now));
+  }
+
+  function closeCamera() {
+    film?.srcObject.getTracks().forEach((track) => track.stop());
+    film = null;
   }
 
   function solve() {
@@ -407,15 +431,20 @@ function render({ model, el }) {
     [input, target, disc] = [name, null, [W / 2, H / 2]];
     views.className = `views ${name}`;
     find("[type=file]").parentElement.hidden = name !== "picture";
+    closeCamera();
     try {
       const picture = name === "picture" && file ? await createImageBitmap(file) : null;
-      if (input !== name) return; // another choice came meanwhile
+      const opened = name === "camera" ? await openCamera() : null;
+      if (opened) [, film] = [closeCamera(), opened];
+      if (input !== name) return opened && closeCamera(); // another choice came meanwhile
       if (picture) frames = series((t) => greyOf(picture, t));
       else if (name === "drag") frames = series((t) => scene({ at: [disc[0] + 2 * (t - layers), disc[1]] }));
       else if (name in MADE) frames = series((t) => made(name, t));
+      else if (film) frames = series(() => greyOf(film, 0));
       later(true);
+      watch(film);
     } catch (error) {
-      told.textContent = `${error.message} Choose another file.`;
+      told.textContent = `${error.message} Choose other frames.`;
     }
   }
 
@@ -444,7 +473,7 @@ function render({ model, el }) {
   looked.selectedIndex = flows.length - 1;
   find("[value=moves]").checked = true;
   choose("moves");
-  return () => cancelAnimationFrame(wanted);
+  return () => [cancelAnimationFrame(wanted), closeCamera()];
 }
 
 export default { render };

@@ -52,7 +52,10 @@ def browser():
     if program is None:
         pytest.skip("no Chromium; install it (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", *camera]
+        )  # root has no sandbox
         yield browser
         browser.close()
 
@@ -417,6 +420,39 @@ def test_the_playground_s_second_flow_tells_moving_from_growing(played):
     (right, still), (_, growing), (_, shrinking) = means.values()
     assert right > 0.2 > abs(still)
     assert growing > 0.2 > -0.2 > shrinking
+
+
+def test_the_playground_plays_the_camera_until_its_reader_goes_through_the_iterations(played):
+    page = played(1)
+    stop = "navigator.mediaDevices.getUserMedia = ask => open(ask).then(s => (window.track = s.getTracks()[0], s))"
+    page.evaluate(f"() => {{ const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices); {stop} }}")
+    seen = "document.querySelector('[id^=playground]').shadowRoot.querySelectorAll('canvas')[1].toDataURL()"
+    made = page.evaluate(seen)
+    page.get_by_role("radio", name="the camera").check()
+    page.wait_for_function(f"made => {seen} !== made", arg=made)
+    first = page.evaluate(seen)
+    page.wait_for_function(f"first => {seen} !== first", arg=first)  # it plays
+    page.get_by_role("slider", name="shown").press("ArrowLeft")
+    told(page, "64, 48; warp 1, iteration 30.")
+    held = page.evaluate(seen)
+    page.wait_for_timeout(500)
+    assert page.evaluate(seen) == held
+    page.get_by_role("slider", name="shown").press("ArrowRight")
+    page.wait_for_function(f"held => {seen} !== held", arg=held)
+    assert page.evaluate("track.readyState") == "live"
+    page.get_by_role("radio", name="a disc moves").check()
+    page.wait_for_function(f"made => {seen} === made", arg=made)
+    assert page.evaluate("track.readyState") == "ended"
+
+
+def test_the_playground_says_why_there_is_no_camera(played):
+    page = played(1)
+    none = "navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('No camera found.'))"
+    page.evaluate(f"() => {{ {none} }}")
+    page.get_by_role("radio", name="the camera").check()
+    page.locator(".told").get_by_text("No camera found. Choose other frames.").wait_for()
+    page.get_by_role("radio", name="drag the disc").check()
+    told(page, "64, 48; result.")
 
 
 @pytest.mark.parametrize("layers", [1, 2])
