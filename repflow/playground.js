@@ -36,8 +36,22 @@ function tapsAt(x, size, taps) {
   taps.set([(-s * s) / 2, (t * (3 * t - 4)) / 2, (-s * (3 * s - 4)) / 2, (t * t) / 2], 8);
 }
 
-/** Frame 2 drawn back by a state's flow: the constant part of the residual, and frame 2's gradient there. */
-function linearise(first, second, spline, state, width, height) {
+/** An image's gradient at its pixels, by its spline: all to the right, then all down. */
+function slopesOf(spline, width, height) {
+  const n = width * height, slopes = new Float32Array(2 * n);
+  const at = (x, y) => spline[mirror(y, height) * width + mirror(x, width)];
+  for (let y = 0, i = 0; y < height; y++)
+    for (let x = 0; x < width; x++, i++)
+      for (let k = -1; k <= 1; k++) {
+        const weight = k ? 1 / 12 : 1 / 3;
+        slopes[i] += weight * (at(x + 1, y + k) - at(x - 1, y + k));
+        slopes[n + i] += weight * (at(x + k, y + 1) - at(x + k, y - 1));
+      }
+  return slopes;
+}
+
+/** Frame 2 drawn back by a state's flow: the constant part of the residual, and the mean of both frames' gradients. */
+function linearise(first, slopes, second, spline, state, width, height) {
   const n = width * height, columns = new Float64Array(12), rows = new Float64Array(12);
   const rhoC = new Float32Array(n), gx = new Float32Array(n), gy = new Float32Array(n);
   for (let y = 0, i = 0; y < height; y++)
@@ -60,6 +74,7 @@ function linearise(first, second, spline, state, width, height) {
         dy += rows[8 + j] * along;
       }
       if (u === 0 && v === 0) value = second[i];
+      [dx, dy] = [(dx + slopes[i]) / 2, (dy + slopes[n + i]) / 2];
       [gx[i], gy[i], rhoC[i]] = [dx, dy, value - first[i] - (dx * u + dy * v)];
     }
   return { rhoC, gx, gy };
@@ -121,13 +136,14 @@ function medianFilter(from, to, width, height) {
  * `memory` are written over.
  */
 export function tvl1(first, second, width, height, options, memory = []) {
-  const { warps, iterations, median } = options, spline = splineOf(second, width, height), problems = [];
+  const { warps, iterations, median } = options, problems = [];
+  const spline = splineOf(second, width, height), slopes = slopesOf(splineOf(first, width, height), width, height);
   const fetch = (_, k) => (memory[k] ??= new Float32Array(6 * width * height));
   const states = Array.from({ length: warps * (iterations + 1) + 1 }, fetch);
   states[0].fill(0);
   let k = 0;
   for (let warp = 0; warp < warps; warp++) {
-    problems.push(linearise(first, second, spline, states[k], width, height));
+    problems.push(linearise(first, slopes, second, spline, states[k], width, height));
     for (let end = k + iterations; k < end; k++) iterate(problems[warp], states[k], states[k + 1], width, height, options);
     states[k + 1].set(states[k]);
     if (median) medianFilter(states[k], states[k + 1], width, height);

@@ -17,22 +17,22 @@ TWO_THIRDS = np.float32(2 / 3)
 
 
 class CompiledWarp:
-    """Frame 2 of pairs (N, 1, H, W) as a smooth surface, and frame 1 beside it."""
+    """Frame 2 of pairs (N, 1, H, W) as a smooth surface, and frame 1 with its gradient beside it."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         self.shape = first.shape
         N, _, H, W = first.shape
         self.first, self.second = (frame.contiguous().numpy().reshape(N, H, W) for frame in (first, second))
-        along, self.coefficients = np.empty_like(self.second), np.empty_like(self.second)
-        shared(_filter_along, N * H, self.second.reshape(-1, W), along.reshape(-1, W), TAPS)
-        shared(_filter_down, N * H, along, self.coefficients, TAPS)
+        self.slopes = np.empty((2, N, H, W), np.float32)
+        shared(_gradient, N * H, _coefficients(self.first), self.slopes)
+        self.coefficients = _coefficients(self.second)
 
     def linearise(self, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """rho_c (N, 1, H, W) and grad (2, N, 1, H, W) of `solve`, around a flow (2, N, 1, H, W); 0 outside frame 2."""
+        """`repflow.tvl1.Warp.linearise`."""
         N, _, H, W = self.shape
         rho_c, grad = torch.empty(self.shape), torch.empty(2, *self.shape)
         arrays = (t.contiguous().numpy().reshape(2, N, H, W) for t in (flow, grad))
-        images = self.first, self.second, self.coefficients
+        images = self.first, self.second, self.coefficients, self.slopes
         shared(_linearise, N * H, *images, *arrays, rho_c.numpy().reshape(N, H, W))
         return rho_c, grad
 
@@ -44,6 +44,15 @@ def median3(flow: Tensor) -> Tensor:
     fields = (field.numpy().reshape(-1, H, W) for field in (flow.contiguous(), result))
     shared(_median3, flow.numel() // W, *fields)
     return result
+
+
+def _coefficients(images: Array) -> Array:
+    """Of the cubic splines through images (N, H, W)."""
+    N, H, W = images.shape
+    along, coefficients = np.empty_like(images), np.empty_like(images)
+    shared(_filter_along, N * H, images.reshape(-1, W), along.reshape(-1, W), TAPS)
+    shared(_filter_down, N * H, along, coefficients, TAPS)
+    return coefficients
 
 
 @inlined
@@ -86,6 +95,29 @@ def _filter_down(first: int, last: int, image: Array, out: Array, taps: Array) -
                 target[x] += taps[k] * (above[x] + below[x])
 
 
+@compiled
+def _gradient(first: int, last: int, coefficients: Array, grad: Array) -> None:
+    """At the pixels of rows first..last-1 of all those of (planes, H, W): (2, planes, H, W), x first."""
+    H, W = coefficients.shape[1:]
+    smooth, rise = np.empty(W + 2, np.float32), np.empty(W + 2, np.float32)
+    ends = _mirrored(-1, W) + 1, _mirrored(W, W) + 1
+    for row in range(first, last):
+        p, y = row // H, row % H
+        above, here, below = (
+            coefficients[p, _mirrored(y - 1, H)],
+            coefficients[p, y],
+            coefficients[p, _mirrored(y + 1, H)],
+        )
+        for x in range(W):
+            smooth[x + 1] = (above[x] + FOUR * here[x] + below[x]) / SIX
+            rise[x + 1] = HALF * (below[x] - above[x])
+        for line in (smooth, rise):
+            line[0], line[W + 1] = line[ends[0]], line[ends[1]]
+        for x in range(W):
+            grad[0, p, y, x] = HALF * (smooth[x + 2] - smooth[x])
+            grad[1, p, y, x] = (rise[x] + FOUR * rise[x + 1] + rise[x + 2]) / SIX
+
+
 @inlined
 def _weights(t: float) -> tuple[float, float, float, float]:
     """Of the four neighbours along an axis, t behind the second of them."""
@@ -119,8 +151,9 @@ def _sum4(a: tuple[float, float, float, float], b: tuple[float, float, float, fl
 
 @compiled
 def _linearise(
-    first: int, last: int, image1: Array, image2: Array, coefficients: Array, flow: Array, grad: Array, rho_c: Array
-) -> None:
+    first: int, last: int, image1: Array, image2: Array, coefficients: Array, rise1: Array, flow: Array, grad: Array,
+    rho_c: Array,
+) -> None:  # fmt: skip
     """Rows first..last-1 of all those of (planes, H, W): see `CompiledWarp.linearise`."""
     H, W = image1.shape[1:]
     right, bottom = np.float32(W - 1), np.float32(H - 1)
@@ -145,6 +178,7 @@ def _linearise(
             values = _sum4(weights, row0), _sum4(weights, row1), _sum4(weights, row2), _sum4(weights, row3)
             d_x = _sum4(weights_y, (_sum4(slopes, row0), _sum4(slopes, row1), _sum4(slopes, row2), _sum4(slopes, row3)))
             d_y = _sum4(_slopes(t_y), values)
+            d_x, d_y = HALF * (d_x + rise1[0, p, i, j]), HALF * (d_y + rise1[1, p, i, j])
             # The sum rounds off; what does not move must stay itself, or equal frames would show a flow.
             value = image2[p, i, j] if u == ZERO and v == ZERO else _sum4(weights_y, values)
             grad[0, p, i, j], grad[1, p, i, j] = d_x, d_y

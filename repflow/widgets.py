@@ -22,8 +22,7 @@ from repflow.data.pairs import moving_pair
 from repflow.figures import COLOURS, draw_arrows, draw_flow, flow_scale, flow_to_rgb
 from repflow.models.learned import learned_flows
 from repflow.solver import solve
-from repflow.spline import CubicSpline
-from repflow.tvl1 import grey, tvl1
+from repflow.tvl1 import Warp, grey, tvl1
 from repflow.video import read_clip
 
 # Pairs to choose from: the class of SyntheticMotion that moves so, and its speed in px/frame.
@@ -173,7 +172,7 @@ class _TVL1View(_View):
         super().__init__()
         frames = (np.asarray(frame, np.float32) for frame in pair[:2])  # differences of bytes would wrap
         self.pair = pair = Pair(*frames, pair.true)
-        self.spline = CubicSpline(torch.as_tensor(pair.frame2)[None, None])
+        self.warp = Warp(*(torch.as_tensor(frame)[None, None] for frame in (pair.frame1, pair.frame2)))
         found = tvl1(pair.frame1, pair.frame2).numpy()  # where this compiles, it does so before anything is timed
         reference = found if pair.true is None else pair.true
         self.largest = flow_scale(reference)
@@ -220,14 +219,12 @@ class _TVL1View(_View):
         self.title.set_text(told)
         self.arrows.set_UVC(*seen[:, *self.arrows.XY.T[::-1].astype(int)])
         self.colours.set_data(flow_to_rgb(seen, self.largest))
-        warped, grad, inside = self.spline.warp(flow[:, None, None])
-        first = torch.as_tensor(self.pair.frame1)
-        after = (warped[0, 0] - first).abs().numpy()
+        flow = flow[:, None, None]
+        rho_c, grad = self.warp.linearise(flow)
+        after = (rho_c + (grad * flow).sum(0))[0, 0].abs().numpy()  # 0 where the flow leaves frame 2
         self.difference.set_data(after)
         self.left.set_text(f"|frame 2 − frame 1|: mean {self.before.mean():.2f}, warped {after.mean():.2f}")
-        grad = grad * inside
-        rho_c = (warped - first) * inside - (grad * flow[:, None, None]).sum(0)
-        steps, falling, reached = _energies(rho_c, grad, flow[:, None, None], parameters)
+        steps, falling, reached = _energies(rho_c, grad, flow, parameters)
         self.falls.set_data(steps, falling)
         self.reached.set_ydata([reached, reached])
         low, high = min(*falling, reached), max(*falling, reached)

@@ -650,8 +650,7 @@ def backward(
         numbers.detach().numpy(), taps.detach().contiguous().numpy(), steps.repeat_interleave(C).numpy(),
         _arrays(flow_bar, 2), _arrays(dual_bar, 4), *outputs, numbers_bar, taps_bar,
     )  # fmt: skip
-    taps_bar = taps_bar.reshape(-1, taps.shape[1], *taps_bar.shape[1:]).sum(0).swapaxes(0, 1)
-    return *bars, torch.from_numpy(numbers_bar.sum(0)).to(numbers), torch.from_numpy(taps_bar).to(taps)
+    return *bars, torch.from_numpy(numbers_bar.sum(0)).to(numbers), _taps_gradient(taps_bar, taps)
 
 
 def forward_clips(clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor, iterations: int) -> Tensor:
@@ -678,10 +677,14 @@ def backward_clips(
         arrays = _clip_arrays(clips, numbers, taps, image_taps)
         shared(_undo_clips, B * C, W, *arrays, iterations, _flat(flow_bar), _flat(clips_bar), *bars)
     numbers_bar, taps_bar, image_bar = bars
-    taps_bar = taps_bar.reshape(-1, taps.shape[1], *taps_bar.shape[1:]).sum(0).swapaxes(0, 1)
     image_bar = image_bar.reshape(-1, *image_taps.shape).sum(0)
-    sums = zip((numbers_bar.sum(0), taps_bar, image_bar), (numbers, taps, image_taps), strict=True)
-    return clips_bar, *(torch.from_numpy(bar).to(like) for bar, like in sums)
+    sums = [torch.from_numpy(bar).to(clips) for bar in (numbers_bar.sum(0), image_bar)]
+    return clips_bar, sums[0], _taps_gradient(taps_bar, taps), sums[1]
+
+
+def _taps_gradient(planes: Array, taps: Tensor) -> Tensor:
+    """That of the taps (L, C or 1, 8) from those of all planes, (planes, L, 8)."""
+    return torch.from_numpy(planes.reshape(-1, taps.shape[1], *planes.shape[1:]).sum(0).swapaxes(0, 1)).to(taps)
 
 
 def _clip_arrays(clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor) -> tuple[Array, ...]:
