@@ -390,10 +390,12 @@ function render({ model, el }) {
   /** Take a camera's newest picture, if there is one, and look for the next. */
   function watch(own, last) {
     if (!own || film !== own) return;
-    const now = film.currentTime, wait = now === last || steps.value !== steps.max;
-    if (!wait) frames = [...frames.slice(1), greyOf(film, 0)];
-    if (!wait) later(true);
-    requestAnimationFrame(() => watch(own, wait ? last : now));
+    const now = film.currentTime, due = now !== last && steps.value === steps.max;
+    if (due) {
+      frames = [...frames.slice(1), greyOf(film, 0)];
+      later(true);
+    }
+    requestAnimationFrame(() => watch(own, due ? now : last));
   }
 
   function closeCamera() {
@@ -451,8 +453,14 @@ function render({ model, el }) {
     try {
       const picture = name === "picture" && file ? await createImageBitmap(file) : null;
       const opened = name === "camera" ? await openCamera() : null;
-      if (opened) [, film] = [closeCamera(), opened];
-      if (input !== name) return opened && closeCamera(); // another choice came meanwhile
+      if (opened) {
+        closeCamera(); // one that was asked for before
+        film = opened;
+      }
+      if (input !== name) {
+        if (opened) closeCamera();
+        return; // another choice came meanwhile
+      }
       if (picture) frames = series((t) => greyOf(picture, t));
       else if (name === "drag") frames = series((t) => scene({ at: [disc[0] + 2 * (t - layers), disc[1]] }));
       else if (name in MADE) frames = series((t) => made(name, t));

@@ -52,10 +52,9 @@ def browser():
     if program is None:
         pytest.skip("no Chromium; install it (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
-        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", *camera]
-        )  # root has no sandbox
+        # Root has no sandbox; the camera is a made one, for which nobody is asked.
+        args = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=program, args=args)
         yield browser
         browser.close()
 
