@@ -102,6 +102,10 @@ def test_cpu_equals_the_reference(N, C, H, W, iterations, seed, start):
 )  # fmt: skip
 @settings(deadline=None, max_examples=40, derandomize=True)
 def test_whole_clips_equal_the_reference(B, C, T, H, W, iterations, each, seed):
+    assert_clips_equal_the_reference("cpu", B, C, T, H, W, iterations, each, seed)
+
+
+def assert_clips_equal_the_reference(engine, B, C, T, H, W, iterations, each, seed):
     """With a kernel for each channel, or one for all; those of the image learned, too."""
     rng = torch.Generator().manual_seed(seed)
     values = {"clips": torch.rand(B, C, T, H, W, generator=rng) * 255}
@@ -115,8 +119,8 @@ def test_whole_clips_equal_the_reference(B, C, T, H, W, iterations, each, seed):
         numbers = {name: inputs[name] for name in ("theta", "lam", "tau")}
         return solve_clips(inputs["clips"], **numbers, kernels=kernels, iterations=iterations, engine=engine)
 
-    inputs, exact = leaves(values), leaves(values, dtype=torch.float64)
-    ours, theirs = run(inputs, "cpu"), run(exact, "reference")
+    inputs, exact = leaves(values, engine), leaves(values, dtype=torch.float64)
+    ours, theirs = run(inputs, engine).cpu(), run(exact, "reference")
     assert ours.shape == (B, 2, C, T - 1, H, W)
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-4)
     if iterations > 1 and min(H, W) > 1:  # else tau or an image kernel is unused

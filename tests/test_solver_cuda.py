@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_engines import (
+    assert_clips_equal_the_reference,
     assert_close_gradients,
     assert_equals_the_reference,
     check_checkpoints,
@@ -26,7 +27,7 @@ from test_engines import (
 
 triton = pytest.importorskip("triton", reason="the GPU engine needs the package triton")
 
-from repflow.solver import cuda, solve  # noqa: E402
+from repflow.solver import cuda, solve, solve_clips  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -36,6 +37,8 @@ if INTERPRETED:  # the operator then takes this engine on the CPU, too
     operators = torch.library.Library("repflow", "IMPL")
     operators.impl("solve", cuda.forward, "CPU", allow_override=True)
     operators.impl("solve_adjoint", cuda.backward, "CPU", allow_override=True)
+    operators.impl("solve_clips", cuda.forward_clips, "CPU", allow_override=True)
+    operators.impl("solve_clips_adjoint", cuda.backward_clips, "CPU", allow_override=True)
 
 
 def on_gpu(test):
@@ -71,6 +74,31 @@ def test_under_the_interpreter():
 )
 def test_equals_the_reference(shape, iterations, made):
     assert_equals_the_reference(random_inputs(1, *shape, **made), DEVICE, iterations=iterations)
+
+
+@on_gpu_or_interpreted
+@pytest.mark.parametrize(
+    ("B", "C", "T", "H", "W", "iterations", "each"),
+    [
+        (1, 1, 2, 1, 1, 5, False),
+        (1, 2, 3, 1, 7, 5, True),
+        (2, 1, 2, 9, 1, 1, False),
+        (2, 2, 3, 5, 8, 0, True),
+        (1, 2, 4, 2, 3, 4, True),
+        (2, 3, 2, 5, 4, 3, False),
+        (1, 2, 3, 8, 17, 3, True),  # several warps
+    ],
+)
+def test_whole_clips_equal_the_reference(B, C, T, H, W, iterations, each):
+    assert_clips_equal_the_reference(DEVICE, B, C, T, H, W, iterations, each, seed=B + H)
+
+
+@on_gpu_or_interpreted
+def test_operator_of_clips_keeps_pytorch_rules():
+    clips = (255 * torch.rand(1, 2, 3, 2, 3, device=DEVICE)).requires_grad_()
+    numbers = torch.tensor([0.3, 0.15, 0.25], requires_grad=True, device=DEVICE)
+    taps, image_taps = (torch.randn(*shape, requires_grad=True, device=DEVICE) for shape in ((1, 2, 8), (2, 6)))
+    torch.library.opcheck(torch.ops.repflow.solve_clips.default, (clips, numbers, taps, image_taps, 1))
 
 
 @on_gpu_or_interpreted
@@ -175,6 +203,12 @@ def test_equals_the_reference_at_full_size(side, epsilon):
 
 
 @on_gpu
+@pytest.mark.parametrize("side", [7, 14, 28, 56, 64])
+def test_whole_clips_at_full_size(side):
+    assert_clips_equal_the_reference(DEVICE, 2, 3, 4, side, side, 20, True, seed=side)
+
+
+@on_gpu
 def test_more_planes_than_a_gpu_has_programs():
     assert_equals_the_reference(random_inputs(6, 700, 12, 3, 4), DEVICE, iterations=5)
     assert_equals_the_reference(random_inputs(6, 90, 3, 56, 56), DEVICE, iterations=5)
@@ -187,6 +221,9 @@ def test_the_same_bits_again():
     assert all(map(torch.equal, once, again))
     once, again = (torch.autograd.grad(sum(out.sum() for out in outs), list(inputs.values())) for outs in (once, again))
     assert all(map(torch.equal, once, again))
+    clips = (255 * torch.rand(4, 8, 9, 56, 56, device=DEVICE)).requires_grad_()
+    once, again = (torch.autograd.grad(solve_clips(clips, iterations=12).sum(), clips)[0] for _ in range(2))
+    assert torch.equal(once, again)
 
 
 @on_gpu
@@ -197,9 +234,12 @@ def test_the_gpu_is_never_waited_for(side, channels, epsilon):
     options = {"iterations": 10, "epsilon": epsilon, "engine": "cuda"}
     problem = {name: inputs[name] for name in ("rho_c", "grad", "theta", "lam", "tau")}
     solve(**problem, **options)[0].sum().backward()  # compiles
+    clips = (255 * torch.rand(2, channels, 3, side, side, device=DEVICE)).requires_grad_()
+    solve_clips(clips, iterations=10).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
         solve(**problem, **options)[0].sum().backward()
+        solve_clips(clips, iterations=10).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -265,6 +305,9 @@ def test_compiles_for_a_gpu(monkeypatch, tmp_path, dtype, side, start, epsilon):
     problem += torch.tensor([0.3, 0.15, 0.25]), torch.tensor(TAPS)
     flow, dual, steps = cuda.forward(*problem, 2, epsilon)
     cuda.backward(flow, dual, *problem, steps, 2)
+    if side**2 <= cuda.LARGE:
+        clips = torch.rand(1, 2, 3, side, side), *problem[4:], torch.rand(2, 6)
+        cuda.backward_clips(cuda.forward_clips(*clips, 2), *clips, 2)
     for kernel in kernels:
         assert kernel.made
         for compiled in kernel.made.values():

@@ -7,6 +7,8 @@ Three engines compute it: `reference` is the mathematics in plain PyTorch; `cpu`
 same in compiled code, with an adjoint of their own. These two stand behind one operator of PyTorch's, `repflow::solve`.
 """
 
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
 
@@ -95,7 +97,7 @@ def solve_clips(
     """The flow from each frame of clips (B, C, T, H, W) to the next: (B, 2, C, T-1, H, W), u and v, from zero.
 
     It is `solve`'s for rho_c = F2 - F1 and grad = `image_gradient(F2)`; other arguments, dtypes and errors as there.
-    On the CPU both are computed where they are used, plane by plane.
+    The fast engines compute both where they use them, plane by plane, unless planes are large.
 
     >>> u, v = solve_clips(255 * torch.rand(1, 8, 16, 28, 28)).unbind(1)
     """
@@ -103,7 +105,7 @@ def solve_clips(
     iterations = whole_number("iterations", iterations, 0)
     clips = clips.float() if clips.dtype in HALF else clips  # too few digits for values in 0..255 and their differences
     kernels = (kernels or classical_kernels(clips.device)).to(clips)
-    if _fits_the_cache(clips, engine):
+    if _taken_whole(clips, engine):
         _check_numbers(theta, lam, tau, 0.0)
         numbers = torch.stack([_scalar(value, clips.dtype, clips.device) for value in (theta, lam, tau)])
         image_taps = torch.cat([kernel[0].expand(clips.shape[1], 3) for kernel in kernels[:2]], 1)
@@ -116,13 +118,12 @@ def solve_clips(
     return flow.unflatten(1, (len(clips), frames.shape[1] - 1)).permute(1, 0, 3, 2, 4, 5)
 
 
-def _fits_the_cache(clips: Tensor, engine: str) -> bool:
-    """Whether the CPU's engine takes whole clips: not when PyTorch traces, for a graph should run on a GPU, too."""
-    if chosen_engine(engine, clips) != "cpu" or torch.compiler.is_compiling():
+def _taken_whole(clips: Tensor, engine: str) -> bool:
+    """Whether an engine takes whole clips: not when PyTorch traces, for an exported graph has one operator, `solve`."""
+    engine = chosen_engine(engine, clips)
+    if engine == "reference" or torch.compiler.is_compiling():
         return False
-    from repflow.solver import cpu
-
-    return clips.shape[-2:].numel() <= cpu.LARGE
+    return clips.shape[-2:].numel() <= import_module(f"repflow.solver.{engine}").LARGE
 
 
 def chosen_engine(engine: str, rho_c: Tensor) -> str:
@@ -210,16 +211,9 @@ def _check_numbers(theta: float | Tensor, lam: float | Tensor, tau: float | Tens
 # lines, but loads the compiler, which takes seconds, at the first call.
 
 
-def _forward_on_cpu(rho_c: Tensor, grad: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
-    from repflow.solver import cpu
-
-    return cpu.forward(rho_c.float(), grad.float(), *rest)
-
-
-def _forward_on_cuda(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
-    from repflow.solver import cuda
-
-    return cuda.forward(*arguments)
+def _of_engine(engine: str, function: str) -> Callable:
+    """A function of an engine's module, which is loaded at the first call."""
+    return lambda *arguments: getattr(import_module(f"repflow.solver.{engine}"), function)(*arguments)
 
 
 def _fake(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,20 +222,6 @@ def _fake(rho_c: Tensor, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, Tens
         grad.new_empty(2, *grad.shape, dtype=torch.float32),
         rho_c.new_empty(rho_c.shape[0], dtype=torch.int64),
     )
-
-
-def _adjoint_on_cpu(
-    flow_bar: Tensor | None, dual_bar: Tensor | None, rho_c: Tensor, grad: Tensor, *rest: Tensor | int | None
-) -> tuple[Tensor, ...]:
-    from repflow.solver import cpu
-
-    return cpu.backward(flow_bar, dual_bar, rho_c.float(), grad.float(), *rest[:-1])
-
-
-def _adjoint_on_cuda(*arguments: Tensor | int | None) -> tuple[Tensor, ...]:
-    from repflow.solver import cuda
-
-    return cuda.backward(*arguments)
 
 
 def _fake_adjoint(flow_bar: object, dual_bar: object, *inputs: Tensor | int | None) -> tuple[Tensor, ...]:
@@ -265,21 +245,9 @@ def _differentiate(
     return *(gradient.to(t) if need else None for gradient, t, need in needed), None, None
 
 
-def _clips_on_cpu(*arguments: Tensor | int) -> Tensor:
-    from repflow.solver import cpu
-
-    return cpu.forward_clips(*arguments)
-
-
 def _fake_clips(clips: Tensor, *_: object) -> Tensor:
     B, C, T, H, W = clips.shape
     return clips.new_empty(B, 2, C, T - 1, H, W)
-
-
-def _clips_adjoint_on_cpu(*arguments: Tensor | int) -> tuple[Tensor, ...]:
-    from repflow.solver import cpu
-
-    return cpu.backward_clips(*arguments)
 
 
 def _fake_clips_adjoint(_: Tensor, *inputs: Tensor | int) -> tuple[Tensor, ...]:
@@ -311,16 +279,10 @@ def _register() -> None:
         "(Tensor? flow_bar, Tensor? dual_bar, Tensor rho_c, Tensor grad, Tensor? flow, Tensor? dual, Tensor numbers, "
         "Tensor taps, Tensor steps, int iterations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
-    library.impl("repflow::solve", "cpu", _forward_on_cpu)
-    library.impl("repflow::solve", "cuda", _forward_on_cuda)
     library.register_fake("repflow::solve", _fake)
     library.register_autograd("repflow::solve", _differentiate, setup_context=_save)
-    library.impl("repflow::solve_adjoint", "cpu", _adjoint_on_cpu)
-    library.impl("repflow::solve_adjoint", "cuda", _adjoint_on_cuda)
     library.register_fake("repflow::solve_adjoint", _fake_adjoint)
     library.register_autograd("repflow::solve_adjoint", _refuse)
-    for device in ("cpu", "cuda"):
-        library.register_autocast("repflow::solve", device, torch.float32)
     library.define(
         "repflow::solve_clips",
         "(Tensor clips, Tensor numbers, Tensor taps, Tensor image_taps, int iterations) -> Tensor",
@@ -330,13 +292,15 @@ def _register() -> None:
         "(Tensor flow_bar, Tensor clips, Tensor numbers, Tensor taps, Tensor image_taps, int iterations) "
         "-> (Tensor, Tensor, Tensor, Tensor)",
     )
-    library.impl("repflow::solve_clips", "cpu", _clips_on_cpu)
     library.register_fake("repflow::solve_clips", _fake_clips)
     library.register_autograd("repflow::solve_clips", _differentiate_clips, setup_context=_save_clips)
-    library.impl("repflow::solve_clips_adjoint", "cpu", _clips_adjoint_on_cpu)
     library.register_fake("repflow::solve_clips_adjoint", _fake_clips_adjoint)
     library.register_autograd("repflow::solve_clips_adjoint", _refuse)
-    library.register_autocast("repflow::solve_clips", "cpu", torch.float32)
+    for engine in ("cpu", "cuda"):
+        for ending in ("", "_clips"):
+            library.impl(f"repflow::solve{ending}", engine, _of_engine(engine, f"forward{ending}"))
+            library.impl(f"repflow::solve{ending}_adjoint", engine, _of_engine(engine, f"backward{ending}"))
+            library.register_autocast(f"repflow::solve{ending}", engine, torch.float32)
 
 
 if not hasattr(torch.ops.repflow, "solve"):  # PyTorch takes an operator once a process; this module may be reloaded

@@ -590,6 +590,7 @@ def forward(
 
     numbers: theta, lam, tau. taps (L, C or 1, 8): the taps of flow_x, flow_y, div_x, div_y.
     """
+    rho_c, grad = rho_c.float(), grad.float()
     N, C, H, W = rho_c.shape
     new_flow, new_dual = grad.new_empty(grad.shape), grad.new_empty(2, *grad.shape)
     steps = torch.full((N,), iterations)
@@ -632,12 +633,13 @@ def forward(
 
 def backward(
     flow_bar: Tensor | None, dual_bar: Tensor | None, rho_c: Tensor, grad: Tensor, flow: Tensor | None,
-    dual: Tensor | None, numbers: Tensor, taps: Tensor, steps: Tensor,
+    dual: Tensor | None, numbers: Tensor, taps: Tensor, steps: Tensor, _: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of rho_c, grad, flow, dual, numbers, taps, from those of `forward`'s flow and dual.
 
-    None stands for zeros; those of a start that was None are empty.
+    None stands for zeros; those of a start that was None are empty. `steps` says how many iterations each image took.
     """
+    rho_c, grad = rho_c.float(), grad.float()
     _, C, _, W = rho_c.shape
     bars = [rho_c.new_empty(0 if t is None else t.shape) for t in (rho_c, grad, flow, dual)]
     if not rho_c.numel():

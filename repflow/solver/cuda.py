@@ -26,7 +26,7 @@ TILE_ITERATIONS = 4  # what a tile does by itself; its halo is as wide
 ADJOINT_HALO = 2  # one iteration's adjoint looks two pixels back and two ahead
 REGISTERS, WARPS = 128, 16  # of a thread, of a program, at most; a multiprocessor has as many registers
 # Whole numbers. A kernel is compiled once for all their values.
-COUNTS = ("planes", "C", "H", "W", "tile_h", "tile_w", "halo", "L", "channels")
+COUNTS = ("group", "C", "pairs", "H", "W", "tile_h", "tile_w", "halo", "L", "channels", "image_channels")
 COUNTS += ("windows", "begin", "end", "length", "iterations")
 
 
@@ -38,7 +38,8 @@ class Place(NamedTuple):
     """A window in arrays of planes: its plane, masks for the block's pixels, and how to find them."""
 
     plane: tl.tensor
-    first: tl.tensor  # pixels before this plane
+    pixels: tl.tensor  # of a plane
+    first: tl.tensor  # pixels before this plane's first field
     pitch: tl.tensor  # pixels from a field to the next
     offset: tl.tensor  # of the block's pixels in the plane
     inside: tl.tensor
@@ -59,8 +60,9 @@ class Sides(NamedTuple):
 
 @triton.jit
 def _window(
-    number: tl.tensor, planes: int, H: int, W: int, tile_h: int, tile_w: int, halo: int, BLOCK: tl.constexpr
+    number: tl.tensor, group: int, H: int, W: int, tile_h: int, tile_w: int, halo: int, BLOCK: tl.constexpr
 ) -> tuple[Place, Sides]:
+    """Flow is (P / group, 2, group, H, W): u and v of all P planes, or of a clip's, lie one behind the other."""
     columns = tl.cdiv(W, tile_w)
     tiles = columns * tl.cdiv(H, tile_h)
     plane = number // tiles
@@ -78,9 +80,8 @@ def _window(
     inside = row < height
     core = inside & (y >= y0) & (y < y0 + tile_h) & (x >= x0) & (x < x0 + tile_w)
     size = tl.cast(H, tl.int64) * W  # times the number of planes it may pass 2^31
-    place = Place(
-        plane, plane * size, planes * size, y * W + x, inside, inside & (x < W - 1), inside & (y < H - 1), core
-    )
+    first = (plane // group * group + plane) * size
+    place = Place(plane, size, first, group * size, y * W + x, inside, inside & (x < W - 1), inside & (y < H - 1), core)
     return place, Sides(width, column > 0, row > 0, inside & (column < width - 1), row < height - 1)
 
 
@@ -170,15 +171,100 @@ def _load_problem(rho_c: tl.tensor, grad: tl.tensor, place: Place, mask: tl.tens
 
 @triton.jit
 def _load_constants(
-    numbers: tl.tensor, taps: tl.tensor, L: int, channels: int, iteration: tl.tensor, plane: tl.tensor
+    numbers: tl.tensor, taps: tl.tensor, L: int, channels: int, iteration: tl.tensor, channel: tl.tensor
 ) -> Constants:
     theta = tl.load(numbers)
-    k = taps + (tl.minimum(iteration, L - 1) * channels + plane % channels) * 8
+    k = taps + (tl.minimum(iteration, L - 1) * channels + channel % channels) * 8
     return Constants(
         theta, tl.load(numbers + 1) * theta, tl.load(numbers + 2) / theta,
         tl.load(k), tl.load(k + 1), tl.load(k + 2), tl.load(k + 3),
         tl.load(k + 4), tl.load(k + 5), tl.load(k + 6), tl.load(k + 7),
     )  # fmt: skip
+
+
+# A clip's problem. Its planes are pairs of successive frames; `f` is the second, `k` are three taps along a line.
+
+
+@triton.jit
+def _neighbours(f: tl.tensor, before: tl.tensor, behind: tl.tensor, distance: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The values on both sides of each; where there is none, f goes on linearly."""
+    values_before = _shift(f, -distance, before)
+    values_behind = _shift(f, distance, behind)
+    return tl.where(before, values_before, 2.0 * f - values_behind), tl.where(
+        behind, values_behind, 2.0 * f - values_before
+    )
+
+
+@triton.jit
+def _derivative(f: tl.tensor, k: tl.tensor, before: tl.tensor, behind: tl.tensor, distance: tl.tensor) -> tl.tensor:
+    values_before, values_behind = _neighbours(f, before, behind, distance)
+    g = tl.load(k) * values_before + tl.load(k + 1) * f + tl.load(k + 2) * values_behind
+    return tl.where(before | behind, g, 0.0)  # a line of one pixel has no difference along it
+
+
+@triton.jit
+def _derivative_adjoint(
+    f: tl.tensor, g_bar: tl.tensor, k: tl.tensor, before: tl.tensor, behind: tl.tensor, distance: tl.tensor,
+    core: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Gradients of f and of the three taps, with a zero behind them."""
+    g_bar = tl.where(core & (before | behind), g_bar, 0.0)
+    to_before = tl.load(k) * g_bar
+    to_behind = tl.load(k + 2) * g_bar
+    at_first = tl.where(before, 0.0, to_before)
+    at_last = tl.where(behind, 0.0, to_behind)
+    f_bar = tl.load(k + 1) * g_bar + 2.0 * (at_first + at_last)
+    f_bar += _shift(to_before - at_last, distance, behind) + _shift(to_behind - at_first, -distance, before)
+    values_before, values_behind = _neighbours(f, before, behind, distance)
+    return f_bar, _sum(_stack(g_bar * values_before, g_bar * f, g_bar * values_behind, g_bar * 0.0), core)
+
+
+@triton.jit
+def _load_pair(clips: tl.tensor, pairs: int, place: Place) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Where the first frame's pixels lie in clips (B, C, pairs + 1, H, W), and both frames."""
+    first = clips + (place.plane + place.plane // pairs) * place.pixels + place.offset
+    return first, tl.load(first, place.inside, 0), tl.load(first + place.pixels, place.inside, 0)
+
+
+@triton.jit
+def _problem(
+    rho_c: tl.tensor, grad: "tl.tensor | None", image_taps: "tl.tensor | None", pairs: int, image_channels: int,
+    place: Place, sides: Sides,
+) -> Problem:  # fmt: skip
+    """A window's problem: as it is given, or where `rho_c` is clips, that of a pair of their frames."""
+    if image_taps is None:
+        problem = _load_problem(rho_c, grad, place, place.inside)
+    else:
+        _, f1, f2 = _load_pair(rho_c, pairs, place)
+        k = image_taps + place.plane // pairs % image_channels * 6
+        gx = _derivative(f2, k, sides.left, sides.right, 1)
+        problem = Problem(f2 - f1, gx, _derivative(f2, k + 3, sides.up, sides.below, sides.width))
+    return problem
+
+
+@triton.jit
+def _undo_clip_problem(
+    clips: tl.tensor, clips_bar: tl.tensor, sums: tl.tensor, k: tl.tensor, pairs: int, place: Place, sides: Sides,
+    bar: Problem,
+) -> None:  # fmt: skip
+    """Add to the clips' gradient; store that of the image's taps, four for x and four for y, of which three count."""
+    _, _, f2 = _load_pair(clips, pairs, place)
+    first, _, _ = _load_pair(clips_bar, pairs, place)
+    from_x, sums_x = _derivative_adjoint(f2, bar.gx, k, sides.left, sides.right, 1, place.core)
+    from_y, sums_y = _derivative_adjoint(f2, bar.gy, k + 3, sides.up, sides.below, sides.width, place.core)
+    tl.store(sums + tl.arange(0, 4), sums_x)
+    tl.store(sums + 4 + tl.arange(0, 4), sums_y)
+    # Two pairs meet in a frame. The order in which two values are added to zero does not change their sum's bits.
+    tl.atomic_add(first, -bar.rho_c, place.core)
+    tl.atomic_add(first + place.pixels, bar.rho_c + from_x + from_y, place.core)
+
+
+@triton.jit
+def _last_step(end: int, steps: "tl.tensor | None", place: Place, C: int) -> tl.tensor:
+    """`end`, or how many iterations the plane's image takes, where that is known and less."""
+    if steps is not None:
+        end = tl.minimum(end, tl.load(steps + place.plane // C).to(tl.int32))
+    return end
 
 
 # One iteration. u and v are treated alike: `f` is one of them, x and y its dual field.
@@ -226,26 +312,28 @@ def _iterate(state: State, problem: Problem, c: Constants, sides: Sides) -> Stat
 
 @triton.jit(do_not_specialize=COUNTS)
 def _advance(
-    rho_c: tl.tensor, grad: tl.tensor, flow: "tl.tensor | None", dual: "tl.tensor | None", numbers: tl.tensor,
-    taps: tl.tensor, steps: tl.tensor, new_flow: tl.tensor, new_dual: tl.tensor, moved: "tl.tensor | None",
-    taken: "tl.tensor | None", planes: int, C: int, H: int, W: int, tile_h: int, tile_w: int, halo: int,
-    L: int, channels: int, begin: int, end: int, rest: float, BLOCK: tl.constexpr,
+    rho_c: tl.tensor, grad: "tl.tensor | None", image_taps: "tl.tensor | None", flow: "tl.tensor | None",
+    dual: "tl.tensor | None", numbers: tl.tensor, taps: tl.tensor, steps: "tl.tensor | None", new_flow: tl.tensor,
+    new_dual: "tl.tensor | None", moved: "tl.tensor | None", taken: "tl.tensor | None", group: int, C: int, pairs: int,
+    H: int, W: int, tile_h: int, tile_w: int, halo: int, L: int, channels: int, image_channels: int, begin: int,
+    end: int, rest: float, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """A window's iterations begin..end-1, none past its image's `steps`, from (flow, dual) to (new_flow, new_dual).
 
+    With `image_taps`, rho_c is clips and the windows are their pairs of frames.
     Where there is `moved`, the last one is that in which the sum of the flow's squared changes falls to `rest`. That
     sum goes to `moved`, and the number of iterations since the first of all to `taken`.
     """
     window = tl.program_id(0)
-    place, sides = _window(window, planes, H, W, tile_h, tile_w, halo, BLOCK)
-    problem = _load_problem(rho_c, grad, place, place.inside)
+    place, sides = _window(window, group, H, W, tile_h, tile_w, halo, BLOCK)
+    problem = _problem(rho_c, grad, image_taps, pairs, image_channels, place, sides)
     state = _load_state(flow, dual, place)
-    end = tl.minimum(end, tl.load(steps + place.plane // C).to(tl.int32))
+    end = _last_step(end, steps, place, C)
     it = begin
     change = tl.full((), float("inf"), tl.float32)
     while (it < end) & (change > rest):
         old = state
-        state = _iterate(old, problem, _load_constants(numbers, taps, L, channels, it, place.plane), sides)
+        state = _iterate(old, problem, _load_constants(numbers, taps, L, channels, it, place.plane // pairs), sides)
         it += 1
         if moved is not None:
             du = state.u - old.u
@@ -395,46 +483,49 @@ def _recall(slot: tl.tensor, BLOCK: tl.constexpr) -> State:
 @triton.jit
 def _record(state: State, first: tl.tensor, last: tl.tensor, shared: tl.tuple, BLOCK: tl.constexpr) -> State:
     """Iterations first..last-1; the state before each is kept."""
-    problem, numbers, taps, L, channels, plane, sides, tape, begin, length, marks = shared
+    problem, numbers, taps, L, channels, channel, sides, tape, begin, length, marks = shared
     for it in range(first, last):
         slot = _slot(tape, it - begin, length, marks, BLOCK)
         for field in tl.static_range(6):
             tl.store(slot + field * BLOCK, state[field])
-        state = _iterate(state, problem, _load_constants(numbers, taps, L, channels, it, plane), sides)
+        state = _iterate(state, problem, _load_constants(numbers, taps, L, channels, it, channel), sides)
     return state
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def _retreat(
-    rho_c: tl.tensor, grad: tl.tensor, flow: "tl.tensor | None", dual: "tl.tensor | None", numbers: tl.tensor,
-    taps: tl.tensor, steps: tl.tensor, flow_bar: "tl.tensor | None", dual_bar: "tl.tensor | None",
-    new_flow_bar: "tl.tensor | None", new_dual_bar: "tl.tensor | None", rho_bar: tl.tensor, grad_bar: tl.tensor,
-    sums: tl.tensor, tape: tl.tensor, planes: int, C: int, H: int, W: int, tile_h: int, tile_w: int, halo: int,
-    L: int, channels: int, windows: int, begin: int, end: int, length: int, iterations: int, BLOCK: tl.constexpr,
+    rho_c: tl.tensor, grad: "tl.tensor | None", image_taps: "tl.tensor | None", flow: "tl.tensor | None",
+    dual: "tl.tensor | None", numbers: tl.tensor, taps: tl.tensor, steps: "tl.tensor | None",
+    flow_bar: "tl.tensor | None", dual_bar: "tl.tensor | None", new_flow_bar: "tl.tensor | None",
+    new_dual_bar: "tl.tensor | None", rho_bar: "tl.tensor | None", grad_bar: "tl.tensor | None",
+    clips_bar: "tl.tensor | None", image_sums: "tl.tensor | None", sums: tl.tensor, tape: tl.tensor, group: int, C: int,
+    pairs: int, H: int, W: int, tile_h: int, tile_w: int, halo: int, L: int, channels: int, image_channels: int,
+    windows: int, begin: int, end: int, length: int, iterations: int, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """The adjoint of `_advance`, from (flow_bar, dual_bar) to (new_flow_bar, new_dual_bar).
 
-    (flow, dual) is the state before `begin`. The problem's gradient adds to that of iterations from `end` on.
+    (flow, dual) is the state before `begin`. The problem's gradient adds to that of iterations from `end` on. That of
+    clips adds to `clips_bar`; `image_sums` gets a row of eight for each window.
     """
     marks = tl.cdiv(end - begin, length)
     tape += tl.program_id(0).to(tl.int64) * (marks + length - 1) * 6 * BLOCK
     for window in range(tl.program_id(0), windows, tl.num_programs(0)):
-        place, sides = _window(window, planes, H, W, tile_h, tile_w, halo, BLOCK)
-        problem = _load_problem(rho_c, grad, place, place.inside)
+        place, sides = _window(window, group, H, W, tile_h, tile_w, halo, BLOCK)
+        problem = _problem(rho_c, grad, image_taps, pairs, image_channels, place, sides)
         more = tl.where(place.core, end, iterations) < iterations  # a scalar behind `&` Triton 3.9 interprets wrongly
         problem_bar = _load_problem(rho_bar, grad_bar, place, more)
         bar = _load_state(flow_bar, dual_bar, place)
         rows = sums + window * L * 10  # one for each iteration's taps
-        last = tl.minimum(end, tl.load(steps + place.plane // C).to(tl.int32))
+        last = _last_step(end, steps, place, C)
         total = _load_sums(rows + tl.minimum(tl.maximum(last - 1, 0), L - 1) * 10)
-        shared = (problem, numbers, taps, L, channels, place.plane, sides, tape, begin, length, marks)
+        shared = (problem, numbers, taps, L, channels, place.plane // pairs, sides, tape, begin, length, marks)
         new = _record(_load_state(flow, dual, place), begin, last, shared, BLOCK)
         while last > begin:
             first = begin + (last - 1 - begin) // length * length
             tl.debug_barrier()  # the tape is written
             for it in range(last - 1, first - 1, -1):
                 old = _recall(_slot(tape, it - begin, length, marks, BLOCK), BLOCK)
-                c = _load_constants(numbers, taps, L, channels, it, place.plane)
+                c = _load_constants(numbers, taps, L, channels, it, place.plane // pairs)
                 bar, problem_bar, total = _undo(
                     old, new.u, new.v, bar, problem, problem_bar, total, c, sides, place.core
                 )
@@ -448,6 +539,9 @@ def _retreat(
         _store(rho_bar, 0, place, problem_bar.rho_c)
         _store(grad_bar, 0, place, problem_bar.gx)
         _store(grad_bar, 1, place, problem_bar.gy)
+        if image_taps is not None:
+            k = image_taps + place.plane // pairs % image_channels * 6
+            _undo_clip_problem(rho_c, clips_bar, image_sums + window * 8, k, pairs, place, sides, problem_bar)
 
 
 # From PyTorch.
@@ -456,28 +550,38 @@ Pair = tuple[Tensor | None, Tensor | None]  # a flow and a dual field, or their 
 
 
 class Task(NamedTuple):
-    """What all launches share: a problem, its constants, and how many iterations each image takes."""
+    """What all launches share: a problem, its constants, and how many iterations each image takes.
+
+    The problem is rho_c and grad, or clips (in the place of rho_c) and the taps of their gradient.
+    """
 
     rho_c: Tensor
-    grad: Tensor
+    grad: Tensor | None
+    image_taps: Tensor | None
     numbers: Tensor
     taps: Tensor
-    steps: Tensor
+    steps: Tensor | None
 
     @property
     def whole(self) -> bool:
         """Are the windows whole planes?"""
-        return self.rho_c.shape[2:].numel() <= LARGE
+        return self.rho_c.shape[-2:].numel() <= LARGE
 
     def cut(self, halo: int) -> tuple[int, dict[str, int]]:
         """The number of windows, and how they lie, in the names of the kernels' arguments."""
-        N, C, H, W = self.rho_c.shape
+        N, C, *_, H, W = self.rho_c.shape
+        pairs = 1 if self.image_taps is None else self.rho_c.shape[2] - 1
+        planes = N * C * pairs
         tile_h, tile_w = (H, W) if self.whole else (side - 2 * halo for side in TILE)
         pixels = triton.next_power_of_2(max(H * W if self.whole else math.prod(TILE), 32))
-        return N * C * math.ceil(H / tile_h) * math.ceil(W / tile_w), {
-            **{"planes": N * C, "C": C, "H": H, "W": W, "tile_h": tile_h, "tile_w": tile_w, "halo": halo},
-            **{"L": self.taps.shape[0], "channels": self.taps.shape[1], "BLOCK": pixels},
-            **{"num_warps": min(max(pixels // 128, 1), WARPS), "maxnreg": REGISTERS},
+        return planes * math.ceil(H / tile_h) * math.ceil(W / tile_w), {
+            **{"group": planes if self.image_taps is None else C * pairs, "C": C, "pairs": pairs, "H": H, "W": W},
+            **{"tile_h": tile_h, "tile_w": tile_w, "halo": halo, "L": self.taps.shape[0]},
+            **{
+                "channels": self.taps.shape[1],
+                "image_channels": 1 if self.image_taps is None else len(self.image_taps),
+            },
+            **{"BLOCK": pixels, "num_warps": min(max(pixels // 128, 1), WARPS), "maxnreg": REGISTERS},
         }
 
 
@@ -490,7 +594,7 @@ def _launch(task: Task, state: Pair, begin: int, end: int, epsilon: float = 0.0)
     taken = torch.empty_like(moved, dtype=torch.int64) if epsilon else None
     rest = epsilon**2 * task.rho_c[0].numel()
     _advance[(windows,)](
-        task.rho_c, task.grad, *state, task.numbers, task.taps, task.steps, flow, dual, moved, taken,
+        task.rho_c, task.grad, None, *state, task.numbers, task.taps, task.steps, flow, dual, moved, taken,
         begin=begin, end=end, rest=rest, **cut,
     )  # fmt: skip
     if epsilon:
@@ -506,9 +610,13 @@ def _iterate_in_launches(task: Task, state: Pair, begin: int, end: int, length: 
 
 
 def _launch_adjoint(
-    task: Task, state: Pair, begin: int, end: int, iterations: int, bar: Pair, problem_bar: Pair, sums: Tensor
-) -> Pair:
-    """The adjoint of all planes' iterations begin..end-1, the first of which met `state`. Adds to `sums`."""
+    task: Task, state: Pair, begin: int, end: int, iterations: int, bar: Pair, problem_bar: tuple[Tensor | None, ...],
+    sums: Tensor,
+) -> Pair:  # fmt: skip
+    """The adjoint of all planes' iterations begin..end-1, the first of which met `state`. Adds to `sums`.
+
+    problem_bar: the gradients of rho_c and grad, of clips and of their taps by window; None where the task has others.
+    """
     windows, cut = task.cut(0 if task.whole else ADJOINT_HALO)
     length = math.ceil(math.sqrt(max(end - begin, 1)))
     slots = math.ceil((end - begin) / length) + length - 1
@@ -516,8 +624,8 @@ def _launch_adjoint(
     tape = sums.new_empty(programs, slots, 6, cut["BLOCK"])
     new_bar = tuple(None if t is None else torch.empty_like(t) for t in state)  # a start of zeros has no gradient
     _retreat[(programs,)](
-        task.rho_c, task.grad, *state, task.numbers, task.taps, task.steps, *bar, *new_bar, *problem_bar, sums, tape,
-        windows=windows, begin=begin, end=end, length=length, iterations=iterations, **cut,
+        task.rho_c, task.grad, task.image_taps, *state, task.numbers, task.taps, task.steps, *bar, *new_bar,
+        *problem_bar, sums, tape, windows=windows, begin=begin, end=end, length=length, iterations=iterations, **cut,
     )  # fmt: skip
     return new_bar
 
@@ -551,7 +659,7 @@ def _parameters(task: Task, sums: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of numbers and taps, from the windows' sums."""
     theta, lam, tau = task.numbers.double()
     L, channels, _ = task.taps.shape
-    sums = sums.view(len(task.steps), channels, -1, L, 10).sum((0, 2), dtype=torch.float64).transpose(0, 1)
+    sums = sums.view(len(task.rho_c), channels, -1, L, 10).sum((0, 2), dtype=torch.float64).transpose(0, 1)
     flow_bar, div_bar = sums[..., :4], sums[..., 4:8]
     step_bar, bound_bar = sums[..., 8:].sum((0, 1))
     theta_bar = (task.taps[..., 4:] * div_bar).sum() + lam * bound_bar - tau / theta**2 * step_bar
@@ -574,7 +682,7 @@ def forward(
     steps = torch.full(rho_c.shape[:1], iterations, device=rho_c.device)
     if not rho_c.numel():
         return (*(grad.new_empty(shape, dtype=torch.float32) for shape in (grad.shape, (2, *grad.shape))), steps)
-    task = Task(*_contiguous(rho_c, grad, numbers, taps), steps)
+    task = Task(*_contiguous(rho_c, grad, None, numbers, taps), steps)
     if not task.whole:
         length = 1 if epsilon else TILE_ITERATIONS
     else:  # an image of several planes can stop only between launches
@@ -596,13 +704,51 @@ def backward(
     if not rho_c.numel():
         starts_bar = (numbers.new_empty(0 if t is None else t.shape) for t in (flow, dual))
         return *problem_bar, *starts_bar, torch.zeros_like(numbers), torch.zeros_like(taps)
-    task = Task(*_contiguous(rho_c, grad, numbers, taps), steps)
+    task = Task(*_contiguous(rho_c, grad, None, numbers, taps), steps)
     windows, _ = task.cut(0 if task.whole else ADJOINT_HALO)
     sums = numbers.new_zeros(windows, len(taps), 10)
     bar = _contiguous(flow_bar, dual_bar)
     with torch.cuda.device_of(rho_c):
         for state, begin, end in _backward_steps(task, _contiguous(flow, dual), iterations):
-            bar = _launch_adjoint(task, state, begin, end, iterations, bar, problem_bar, sums)
+            bar = _launch_adjoint(task, state, begin, end, iterations, bar, (*problem_bar, None, None), sums)
         numbers_bar, taps_bar = _parameters(task, sums)
     starts_bar = (numbers.new_empty(0) if t is None else t for t in bar)
     return *problem_bar, *starts_bar, numbers_bar, taps_bar
+
+
+def forward_clips(clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor, iterations: int) -> Tensor:
+    """Flow (B, 2, C, T-1, H, W) between successive frames of clips (B, C, T, H, W), in float32, by one launch.
+
+    numbers and taps as for `forward`; image_taps (C or 1, 6): the taps of image_x and image_y. At most `LARGE` pixels.
+    """
+    B, C, T, H, W = clips.shape
+    flow = clips.new_empty(B, 2, C, T - 1, H, W)
+    if flow.numel():
+        task = Task(*_contiguous(clips, None, image_taps, numbers, taps), None)
+        windows, cut = task.cut(0)
+        nothing = (None, None)
+        with torch.cuda.device_of(clips):
+            _advance[(windows,)](
+                task.rho_c, None, task.image_taps, *nothing, task.numbers, task.taps, None, flow, None, *nothing,
+                begin=0, end=iterations, rest=0.0, **cut,
+            )  # fmt: skip
+    return flow
+
+
+def backward_clips(
+    flow_bar: Tensor, clips: Tensor, numbers: Tensor, taps: Tensor, image_taps: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of clips, numbers, taps and image_taps from that of `forward_clips`' flow."""
+    B, C, T, *_ = clips.shape
+    clips_bar = torch.zeros_like(clips, memory_format=torch.contiguous_format)
+    if not flow_bar.numel():
+        return clips_bar, *(torch.zeros_like(t) for t in (numbers, taps, image_taps))
+    task = Task(*_contiguous(clips, None, image_taps, numbers, taps), None)
+    windows, _ = task.cut(0)
+    sums, image_sums = numbers.new_zeros(windows, len(taps), 10), numbers.new_empty(windows, 2, 4)
+    bar = flow_bar.contiguous(), None
+    with torch.cuda.device_of(clips):
+        problem_bar = None, None, clips_bar, image_sums
+        _launch_adjoint(task, (None, None), 0, iterations, iterations, bar, problem_bar, sums)
+        image_bar = image_sums[..., :3].reshape(B, C, T - 1, 6).sum((0, 2), dtype=torch.float64)
+        return clips_bar, *_parameters(task, sums), image_bar.sum_to_size(image_taps.shape).float()
