@@ -18,7 +18,7 @@ from repflow.data.flow import flow_of_clip, resize, resize_frame
 from repflow.data.lists import Checked
 from repflow.tvl1 import LARGEST
 from repflow.video import VideoError
-from repflow.video.reading import choose_frames
+from repflow.video.reading import choose_frames, measure
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
@@ -252,24 +252,20 @@ class Clips(Dataset[tuple[Inputs, int]]):
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
         """`_numbers` of the sample's clips and their frames, uint8 (clips, T, 3, H, W), resized, then halved.
 
-        No frame is decoded twice, however much the clips share, up to the limit of `choose_frames`.
+        No frame is decoded twice, however much the clips share, up to the limit of `measure`.
         """
-        path, first, length = self.samples[index][0], self._starts[index], self._known_length(index)
-        numbers, places = np.empty(0), np.empty(0)
-
-        def choose(length: int) -> np.ndarray:
-            nonlocal numbers, places
-            self._lengths[index] = length
-            numbers = self._numbers(length, rng)
-            wanted, places = np.unique(numbers, return_inverse=True)
-            return first + wanted
-
-        if self.cache is None:
-            pictures = choose_frames(path, choose, length)
+        path, first, length, held = self.samples[index][0], self._starts[index], self._known_length(index), []
+        video = None if self.cache is None else cached_frames(path, self.resize, self.cache)
+        if length is None:
+            length, held = measure(path) if video is None else (len(video), [])
+        self._lengths[index] = length
+        numbers = self._numbers(length, rng)
+        wanted, places = np.unique(first + numbers, return_inverse=True)
+        if video is None:
+            pictures = choose_frames(path, wanted, held)
             pixels = np.stack([resize_frame(p, (self.resize,)) if self.resize else p for p in pictures])
         else:
-            video = cached_frames(path, self.resize, self.cache)
-            pixels = video[choose(len(video) if length is None else length)]
+            pixels = video[wanted]
         frames = torch.from_numpy(pixels[places.reshape(numbers.shape)]).movedim(-1, -3)
         return numbers, frames[..., ::2, ::2] if self.halved else frames
 

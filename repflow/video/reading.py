@@ -14,11 +14,13 @@ import math
 import os
 import struct
 import sys
+from bisect import bisect
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from heapq import heappop, heappush
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 import av
@@ -30,12 +32,13 @@ from av.video.reformatter import VideoReformatter
 
 from repflow.video.cropping import shown_part
 from repflow.video.opening import IN_MEMORY, Source, VideoError, cut_short, name_of, open_video, too_short
-from repflow.video.packets import scan_packets
+from repflow.video.packets import Key, scan_packets
 
 _log = logging.getLogger(__name__)
 
 HELD = 2**29  # bytes of decoded frames that wait for a video's length: 3 minutes of 320 x 240 px
 SEEK_FROM = 8  # frames; decoding fewer is faster than looking through the packets
+GAP = 64  # frames between two wanted ones; decoding fewer is as fast as a seek, and no decoder holds back as many
 _unprovable: dict[int, int] = {}  # by `_stamp` of a file: its packets prove no number of a frame from this one on
 
 
@@ -92,26 +95,38 @@ def iter_frames(path: Source, start: int = 0, frames: int | None = None, stride:
         yield picture.copy()
 
 
-def choose_frames(
-    path: Source, choose: Callable[[int], Sequence[int]], length: int | None = None
-) -> Iterator[np.ndarray]:
-    """The frames that `choose`, given the video's length, names in ascending order; each uint8 RGB (H, W, 3).
+def measure(path: Source) -> tuple[int, list[av.VideoFrame]]:
+    """A video's exact length, and where only decoding tells it, the decoded frames (not yet RGB) for `choose_frames`.
 
-    With `length` None it is counted. Where only decoding tells it, the decoded frames wait in memory (not yet RGB),
-    so that none is decoded twice, up to HELD bytes; a longer video is decoded again. Gives views of memory that the
-    decoder may own. Raises as `read_clip` does.
-
-        middle = list(choose_frames("a.avi", lambda length: range(length // 2, length // 2 + 8)))
+    None of them where they take more than HELD bytes. Raises as `count_frames` does.
     """
-    held: list[av.VideoFrame] = []
-    if length is None:
-        length = _length_by_packets(path)
-    if length is None:
-        length, held = _decode_all(path)
-    numbers = choose(length)
+    length = _length_by_packets(path)
+    if length is not None:
+        return length, []
+    length, held, size = 0, [], 0
+    with open_video(path) as stream:
+        for frame in _decode(stream, path):
+            length += 1
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size <= HELD:
+                held.append(frame)
+            else:
+                held.clear()
+    return length, held
+
+
+def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoFrame] = ()) -> Iterator[np.ndarray]:
+    """The frames of these ascending numbers, each uint8 RGB (H, W, 3), from `held` where `measure` holds them.
+
+    No frame is decoded twice, and the frames in long gaps between two numbers only where packets do not prove a frame's
+    number. Gives views of memory that the decoder may own. Raises as `read_clip` does.
+
+        length, held = measure("a.avi")
+        middle = list(choose_frames("a.avi", range(length // 2, length // 2 + 8), held))
+    """
     if held:
         return _to_rgb(path, (held[number] for number in numbers))
-    return pick(path, numbers, needed=numbers[-1])
+    return _pick(path, numbers, needed=numbers[-1])
 
 
 def _length_by_packets(path: Source) -> int | None:
@@ -123,21 +138,9 @@ def _length_by_packets(path: Source) -> int | None:
             scan = None  # decoding finds out how far the file is sound
     if scan is None:
         _remember_unprovable(path, 0)
-    return scan.packets if scan and scan.packets >= promised and not cut_short(path) else None
-
-
-def _decode_all(path: Source) -> tuple[int, list[av.VideoFrame]]:
-    """A video's length and its frames, as they were decoded; none where they take more than HELD bytes."""
-    length, held, size = 0, [], 0
-    with open_video(path) as stream:
-        for frame in _decode(stream, path):
-            length += 1
-            size += sum(plane.buffer_size for plane in frame.planes)
-            if size <= HELD:
-                held.append(frame)
-            else:
-                held.clear()
-    return length, held
+        return None
+    length, _ = scan
+    return length if length >= promised and not cut_short(path) else None
 
 
 def _rate(stream: av.VideoStream) -> float:
@@ -255,36 +258,70 @@ def _pixels(frame: av.VideoFrame) -> list[bytes]:
     return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
-def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
-    """(number, frame) from the last key frame before `start` on, as long as they come as the packets promise.
+def _gaps(numbers: Sequence[int]) -> list[tuple[float, int]]:
+    """The wanted frames before and after each long gap between two; with the first one, before which there is none."""
+    first = (-math.inf, numbers[0])
+    if isinstance(numbers, range):  # it may have no end, and its stride is rarely long
+        return [first]
+    return [first, *(pair for pair in pairwise(numbers) if pair[1] - pair[0] > GAP)]
 
-    Returns the number to go on from in another way, or None at the video's end.
+
+def _legs(gaps: list[tuple[float, int]], keys: list[Key], last: int) -> list[tuple[Key, int]]:
+    """The key frames to decode from, each with the number up to which, in descending order; `last` is the last one's.
+
+    After a gap decoding begins anew where a key frame lies far behind the gap's begin, else it goes on.
+    """
+    legs = []
+    for before, after in reversed(gaps):
+        key = keys[bisect(keys, after, key=itemgetter(0)) - 1]
+        if key.number - before > GAP:
+            legs.append((key, last))
+            last = before
+    return legs
+
+
+def _from_keys(
+    source: Source, gaps: list[tuple[float, int]], last: int
+) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
+    """(number, frame) from key frames before the gaps' ends on, as long as they come as the packets promise.
+
+    Returns the number to go on from in another way, or None after frame `last` or at the video's end.
     """
     with open_video(source) as stream:
         promised, size = len(stream.index_entries), (stream.width, stream.height)
         try:
-            scan = scan_packets(stream, start)
-            if scan is None:
-                _remember_unprovable(source, start)
-            if not scan or not scan.number:
-                return 0
-            stream.container.seek(scan.time, stream=stream)
+            scan = scan_packets(stream, gaps[-1][1])
         except av.FFmpegError:
             return 0  # decoding in sequence finds out how far the file is sound
-        packets = stream.container.demux(stream)
-        number, waiting = scan.number, []
-        for packet in dropwhile(lambda packet: (packet.pos, packet.pts) != scan.place, packets):
-            if packet.size:
-                if packet.pts is None:
-                    return number
-                heappush(waiting, packet.pts)
-            for frame in frames_of(packet):
-                if (frame.width, frame.height) != size or not waiting or frame.pts != heappop(waiting):
-                    return number
-                yield number, frame
-                number += 1
-        complete = not waiting and number >= max(promised, scan.number + 1) and not cut_short(source)
-        return None if complete else number
+        if scan is None:
+            _remember_unprovable(source, gaps[-1][1])
+            return 0
+        legs = _legs(gaps, scan[1], last)
+        if not legs[0][0].number:
+            return 0  # there is nothing to leave out
+        while legs:
+            key, last = legs.pop()
+            number, waiting = key.number, []
+            try:
+                stream.container.seek(key.time, stream=stream)
+            except av.FFmpegError:
+                return number
+            packets = stream.container.demux(stream)
+            for packet in dropwhile(lambda packet, place=key.place: (packet.pos, packet.pts) != place, packets):
+                if packet.size:
+                    if packet.pts is None:
+                        return number
+                    heappush(waiting, packet.pts)
+                for frame in frames_of(packet):
+                    if (frame.width, frame.height) != size or not waiting or frame.pts != heappop(waiting):
+                        return number
+                    yield number, frame
+                    number += 1
+                if number > last:
+                    break
+            else:
+                complete = not waiting and number >= max(promised, key.number + 1) and not cut_short(source)
+                return None if complete else number
 
 
 def _stamp(source: Source) -> int | None:
@@ -302,10 +339,11 @@ def _remember_unprovable(source: Source, start: int) -> None:
         _unprovable[stamp] = min(start, _unprovable.get(stamp, start))
 
 
-def _numbered(source: Source, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) in display order, the first of them at or before `start`."""
-    may_seek = SEEK_FROM <= start < _unprovable.get(_stamp(source), sys.maxsize)
-    begin = (yield from _from_key(source, start)) if may_seek else 0
+def _numbered(source: Source, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) in display order, those of these numbers among them, as far as the video has them."""
+    gaps = _gaps(numbers)
+    may_seek = SEEK_FROM <= gaps[-1][1] < _unprovable.get(_stamp(source), sys.maxsize)
+    begin = (yield from _from_keys(source, gaps, numbers[-1])) if may_seek else 0
     if begin is None:
         return
     with open_video(source) as stream:
@@ -319,18 +357,18 @@ def _pictures(path: Source, start: int, frames: int | None, stride: int) -> Iter
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     stop = sys.maxsize if frames is None else start + (frames - 1) * stride + 1
-    return pick(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
+    return _pick(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
 
 
-def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
+def _pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
     """The frames of these ascending numbers, RGB; VideoError where the video ends before frame `needed`.
 
     Views of memory that the decoder may own.
     """
 
-    def numbered() -> Iterator[av.VideoFrame]:
+    def frames() -> Iterator[av.VideoFrame]:
         length = 0
-        for number, frame in _numbered(source, numbers[0]):
+        for number, frame in _numbered(source, numbers):
             length = number + 1
             if number in numbers:
                 yield frame
@@ -339,7 +377,7 @@ def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.nda
         if length <= needed:
             raise too_short(source, needed, length)
 
-    return _to_rgb(source, numbered())
+    return _to_rgb(source, frames())
 
 
 def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
