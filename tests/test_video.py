@@ -32,7 +32,7 @@ from repflow.video import (
     read_clip,
     reading,
 )
-from repflow.video.cropping import shown_part
+from repflow.video.headers import shown_part
 
 LENGTH = 30
 

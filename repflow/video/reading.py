@@ -30,8 +30,8 @@ from av.sidedata.sidedata import Type
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from repflow.video.cropping import shown_part
-from repflow.video.opening import IN_MEMORY, Source, VideoError, cut_short, name_of, open_video, too_short
+from repflow.video.headers import cut_short, shown_part
+from repflow.video.opening import IN_MEMORY, Source, VideoError, name_of, open_video, too_short
 from repflow.video.packets import Key, scan_packets
 
 _log = logging.getLogger(__name__)
@@ -124,23 +124,15 @@ def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoF
         length, held = measure("a.avi")
         middle = list(choose_frames("a.avi", range(length // 2, length // 2 + 8), held))
     """
-    if held:
-        return _to_rgb(path, (held[number] for number in numbers))
-    return _pick(path, numbers, needed=numbers[-1])
+    frames = (held[number] for number in numbers) if held else _wanted(path, numbers, needed=numbers[-1])
+    return _to_rgb(path, frames)
 
 
 def _length_by_packets(path: Source) -> int | None:
     with open_video(path) as stream:
         promised = len(stream.index_entries)  # before reading adds to it
-        try:
-            scan = scan_packets(stream)
-        except av.FFmpegError:
-            scan = None  # decoding finds out how far the file is sound
-    if scan is None:
-        _remember_unprovable(path, 0)
-        return None
-    length, _ = scan
-    return length if length >= promised and not cut_short(path) else None
+        length, _ = _scan(path, stream) or (None, None)
+    return length if length is not None and length >= promised and not cut_short(path) else None
 
 
 def _rate(stream: av.VideoStream) -> float:
@@ -258,18 +250,10 @@ def _pixels(frame: av.VideoFrame) -> list[bytes]:
     return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
-def _gaps(numbers: Sequence[int]) -> list[tuple[float, int]]:
-    """The wanted frames before and after each long gap between two; with the first one, before which there is none."""
-    first = (-math.inf, numbers[0])
-    if isinstance(numbers, range):  # it may have no end, and its stride is rarely long
-        return [first]
-    return [first, *(pair for pair in pairwise(numbers) if pair[1] - pair[0] > GAP)]
-
-
 def _legs(gaps: list[tuple[float, int]], keys: list[Key], last: int) -> list[tuple[Key, int]]:
-    """The key frames to decode from, each with the number up to which, in descending order; `last` is the last one's.
+    """The key frames to decode from, each with the number up to which, from the last to the first one.
 
-    After a gap decoding begins anew where a key frame lies far behind the gap's begin, else it goes on.
+    In a gap decoding goes over to the last key frame before the gap's end, if that one is far from the gap's begin.
     """
     legs = []
     for before, after in reversed(gaps):
@@ -289,16 +273,10 @@ def _from_keys(
     """
     with open_video(source) as stream:
         promised, size = len(stream.index_entries), (stream.width, stream.height)
-        try:
-            scan = scan_packets(stream, gaps[-1][1])
-        except av.FFmpegError:
-            return 0  # decoding in sequence finds out how far the file is sound
-        if scan is None:
-            _remember_unprovable(source, gaps[-1][1])
-            return 0
-        legs = _legs(gaps, scan[1], last)
-        if not legs[0][0].number:
-            return 0  # there is nothing to leave out
+        scan = _scan(source, stream, gaps[-1][1])
+        legs = _legs(gaps, scan[1], last) if scan else []
+        if not legs or not legs[0][0].number:
+            return 0  # nothing is proved, or there is nothing to leave out
         while legs:
             key, last = legs.pop()
             number, waiting = key.number, []
@@ -324,6 +302,18 @@ def _from_keys(
                 return None if complete else number
 
 
+def _scan(source: Source, stream: av.VideoStream, stop: int = sys.maxsize) -> tuple[int, list[Key]] | None:
+    """`scan_packets`; where it fails, it is remembered, to spare the next clips of this file a look at its packets."""
+    try:
+        scan = scan_packets(stream, stop)
+    except av.FFmpegError:
+        scan = None  # decoding finds out how far the file is sound
+    stamp = _stamp(source)
+    if scan is None and stamp is not None:
+        _unprovable[stamp] = 0 if stop == sys.maxsize else min(stop, _unprovable.get(stamp, stop))
+    return scan
+
+
 def _stamp(source: Source) -> int | None:
     """A number that tells this file, as it is now, from others; None for bytes in memory."""
     if isinstance(source, IN_MEMORY) or not os.path.isfile(source):
@@ -332,16 +322,11 @@ def _stamp(source: Source) -> int | None:
     return hash((os.path.abspath(source), stat.st_size, stat.st_mtime_ns))
 
 
-def _remember_unprovable(source: Source, start: int) -> None:
-    """Spare the next clips of this file that begin there or later another look through its packets."""
-    stamp = _stamp(source)
-    if stamp is not None:
-        _unprovable[stamp] = min(start, _unprovable.get(stamp, start))
-
-
 def _numbered(source: Source, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) in display order, those of these numbers among them, as far as the video has them."""
-    gaps = _gaps(numbers)
+    gaps = [(-math.inf, numbers[0])]  # the wanted frames before and after them
+    if not isinstance(numbers, range):  # which has none longer than its stride, and may have no end
+        gaps += (pair for pair in pairwise(numbers) if pair[1] - pair[0] > GAP)
     may_seek = SEEK_FROM <= gaps[-1][1] < _unprovable.get(_stamp(source), sys.maxsize)
     begin = (yield from _from_keys(source, gaps, numbers[-1])) if may_seek else 0
     if begin is None:
@@ -357,27 +342,21 @@ def _pictures(path: Source, start: int, frames: int | None, stride: int) -> Iter
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     stop = sys.maxsize if frames is None else start + (frames - 1) * stride + 1
-    return _pick(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
+    wanted = _wanted(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
+    return _to_rgb(path, wanted)
 
 
-def _pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
-    """The frames of these ascending numbers, RGB; VideoError where the video ends before frame `needed`.
-
-    Views of memory that the decoder may own.
-    """
-
-    def frames() -> Iterator[av.VideoFrame]:
-        length = 0
-        for number, frame in _numbered(source, numbers):
-            length = number + 1
-            if number in numbers:
-                yield frame
-            if number == numbers[-1]:
-                break
-        if length <= needed:
-            raise too_short(source, needed, length)
-
-    return _to_rgb(source, frames())
+def _wanted(source: Source, numbers: Sequence[int], needed: int) -> Iterator[av.VideoFrame]:
+    """The frames of these ascending numbers; VideoError where the video ends before frame `needed`."""
+    length = 0
+    for number, frame in _numbered(source, numbers):
+        length = number + 1
+        if number in numbers:
+            yield frame
+        if number == numbers[-1]:
+            break
+    if length <= needed:
+        raise too_short(source, needed, length)
 
 
 def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
@@ -412,6 +391,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _to_rgb(source: Source, frames: Iterable[av.VideoFrame]) -> Iterator[np.ndarray]:
+    """RGB (H, W, 3) of each, as shown: views of memory that the decoder may own."""
     reformatter, part = VideoReformatter(), None  # reused: a new one for every frame halves the speed
     for frame in frames:
         part = part or shown_part(source, frame.height, frame.width)
