@@ -63,9 +63,7 @@ def _unpack(archive: Path, space: Path) -> Path:
     for command in commands:
         folder = Path(mkdtemp(dir=space))
         # No input: a question about a password or an overwriting would be waited for without end.
-        done = subprocess.run(
-            (*command, archive), stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=folder
-        )
+        done = subprocess.run((*command, archive), stdin=subprocess.DEVNULL, capture_output=True, cwd=folder)
         unpacked = list(folder.rglob("*"))
         if links := [path.name for path in unpacked if path.is_symlink()]:
             raise _refusal(archive, links[0])
