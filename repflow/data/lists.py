@@ -59,6 +59,7 @@ class Listed:
     tells of the samples; groups: of each sample what it was cut from, where the data set knows it: clips of one group
     look alike, so `repflow.training.split` keeps them together. Each expected video is in just one of samples, missing
     and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
+    A data set's class calls `_open`, `_choose` and `_take`, in this order.
     """
 
     root: Path

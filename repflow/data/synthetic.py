@@ -194,6 +194,6 @@ def _is_made(root: Path, recipe: dict[str, str | int]) -> bool:
     content = {"moving": "frame"} | json.loads(file.read_text()) if file.is_file() else "other files"
     if content != recipe:
         raise FileExistsError(
-            f"{str(root)!r}: expected {recipe} or an empty folder, found {content}; delete it or name another"
+            f"{str(root)!r}: expected {recipe} or an empty folder, found {content}; delete it or choose another"
         )
     return True

@@ -14,13 +14,8 @@ from tqdm.auto import tqdm
 
 from repflow.files import beside
 
-_COMMANDS = (
-    ("bsdtar", "-xf"),
-    ("unar", "-quiet", "-no-directory"),
-    ("unrar", "x", "-p-", "-idq"),
-    ("7zz", "x", "-y"),
-    ("7z", "x", "-y"),
-)
+_PROGRAMS = ("bsdtar -xf", "unar -quiet -no-directory", "unrar x -p- -idq", "7zz x -y", "7z x -y")
+_COMMANDS = [program.split() for program in _PROGRAMS]
 
 
 def unpack_hmdb51(root: str | os.PathLike[str]) -> list[str]:

@@ -118,8 +118,8 @@ def measure(path: Source) -> tuple[int, list[av.VideoFrame]]:
 def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoFrame] = ()) -> Iterator[np.ndarray]:
     """The frames of these ascending numbers, each uint8 RGB (H, W, 3), from `held` where `measure` holds them.
 
-    No frame is decoded twice, and the frames in long gaps between two numbers only where packets do not prove a frame's
-    number. Gives views of memory that the decoder may own. Raises as `read_clip` does.
+    No frame is decoded twice. A long gap between two numbers is decoded only from its last key frame on, where the
+    packets prove that one's number. Gives views of memory that the decoder may own. Raises as `read_clip` does.
 
         length, held = measure("a.avi")
         middle = list(choose_frames("a.avi", range(length // 2, length // 2 + 8), held))
@@ -131,8 +131,8 @@ def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoF
 def _length_by_packets(path: Source) -> int | None:
     with open_video(path) as stream:
         promised = len(stream.index_entries)  # before reading adds to it
-        length, _ = _scan(path, stream) or (None, None)
-    return length if length is not None and length >= promised and not cut_short(path) else None
+        length, _ = _scan(path, stream) or (-1, [])
+    return length if length >= promised and not cut_short(path) else None
 
 
 def _rate(stream: av.VideoStream) -> float:
