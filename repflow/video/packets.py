@@ -2,6 +2,8 @@
 
 import re
 import sys
+from bisect import bisect
+from operator import itemgetter
 from typing import NamedTuple
 
 import av
@@ -12,6 +14,7 @@ from av.bitstream import BitStreamFilterContext
 _TIMED = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _EXACT = {"h264": _TIMED, "vp9": _TIMED, "mpeg4": (*_TIMED, "avi")}
 _STARTS = {"h264": "filter_units=pass_types=5"}  # H.264's flags mark mere recovery points, too
+GAP = 64  # frames between two wanted ones; decoding fewer is as fast as a seek, and no decoder holds back as many
 
 
 class Key(NamedTuple):
@@ -51,6 +54,20 @@ def scan_packets(stream: av.VideoStream, stop: int = sys.maxsize) -> tuple[int, 
             break
         times.add(key.place[1])
     return (len(times), keys) if keys else None
+
+
+def legs(gaps: list[tuple[float, int]], keys: list[Key], last: int) -> list[tuple[Key, int]]:
+    """The key frames to decode from, each with the number up to which, from the last to the first one.
+
+    In a gap decoding goes over to the last key frame before the gap's end, if that one is far from the gap's begin.
+    """
+    way = []
+    for before, after in reversed(gaps):
+        key = keys[bisect(keys, after, key=itemgetter(0)) - 1]
+        if key.number - before > GAP:
+            way.append((key, last))
+            last = before
+    return way
 
 
 def _is_one_picture(packet: bytes, header: bytes) -> bool:

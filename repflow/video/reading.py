@@ -14,13 +14,11 @@ import math
 import os
 import struct
 import sys
-from bisect import bisect
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from heapq import heappop, heappush
 from itertools import dropwhile, pairwise
-from operator import itemgetter
 from typing import NamedTuple
 
 import av
@@ -32,13 +30,12 @@ from av.video.reformatter import VideoReformatter
 
 from repflow.video.headers import cut_short, shown_part
 from repflow.video.opening import IN_MEMORY, Source, VideoError, name_of, open_video, too_short
-from repflow.video.packets import Key, scan_packets
+from repflow.video.packets import GAP, Key, legs, scan_packets
 
 _log = logging.getLogger(__name__)
 
 HELD = 2**29  # bytes of decoded frames that wait for a video's length: 3 minutes of 320 x 240 px
 SEEK_FROM = 8  # frames; decoding fewer is faster than looking through the packets
-GAP = 64  # frames between two wanted ones; decoding fewer is as fast as a seek, and no decoder holds back as many
 _unprovable: dict[int, int] = {}  # by `_stamp` of a file: its packets prove no number of a frame from this one on
 
 
@@ -250,20 +247,6 @@ def _pixels(frame: av.VideoFrame) -> list[bytes]:
     return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
-def _legs(gaps: list[tuple[float, int]], keys: list[Key], last: int) -> list[tuple[Key, int]]:
-    """The key frames to decode from, each with the number up to which, from the last to the first one.
-
-    In a gap decoding goes over to the last key frame before the gap's end, if that one is far from the gap's begin.
-    """
-    legs = []
-    for before, after in reversed(gaps):
-        key = keys[bisect(keys, after, key=itemgetter(0)) - 1]
-        if key.number - before > GAP:
-            legs.append((key, last))
-            last = before
-    return legs
-
-
 def _from_keys(
     source: Source, gaps: list[tuple[float, int]], last: int
 ) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
@@ -274,11 +257,11 @@ def _from_keys(
     with open_video(source) as stream:
         promised, size = len(stream.index_entries), (stream.width, stream.height)
         scan = _scan(source, stream, gaps[-1][1])
-        legs = _legs(gaps, scan[1], last) if scan else []
-        if not legs or not legs[0][0].number:
+        way = legs(gaps, scan[1], last) if scan else []
+        if not way or not way[0][0].number:
             return 0  # nothing is proved, or there is nothing to leave out
-        while legs:
-            key, last = legs.pop()
+        while way:
+            key, last = way.pop()
             number, waiting = key.number, []
             try:
                 stream.container.seek(key.time, stream=stream)
