@@ -58,7 +58,7 @@ def test_area_crops_are_shares_of_the_frame(made, monkeypatch):
     """Of a frame whose red and green tell the place, so that a crop shows what was cut out."""
     y, x = np.mgrid[:40, :40].astype(np.uint8) * 6
     ramp = np.stack([x, y, np.zeros_like(x)], -1)
-    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [ramp] * len(choose(9)))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, numbers, held: [ramp] * len(numbers))
     data = Clips(SyntheticMotion(made), 3, train=True, crop=24, area=(0.25, 0.5))
     shares, ratios = [], []
     for epoch in range(60):
@@ -104,7 +104,7 @@ def still(made, monkeypatch):
     draw = np.random.default_rng(0)
     frame, flow = draw.integers(60, 160, (40, 40, 3), np.uint8), draw.normal(size=(3, 2, 40, 40)).astype(np.float32)
     monkeypatch.setattr(clips, "flow_of_clip", lambda *_: flow)
-    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [frame] * len(choose(9)))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, numbers, held: [frame] * len(numbers))
     return lambda **options: Clips(undirected(made), 3, train=True, **options)
 
 
@@ -444,7 +444,7 @@ def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
     root, folder = with_flow
     y, x = np.mgrid[:40, :40]
     ramp = np.stack([x * 6, y * 6, 0 * x], -1).astype(np.uint8)
-    monkeypatch.setattr(clips, "choose_frames", lambda path, choose, length: [ramp] * len(choose(9)))
+    monkeypatch.setattr(clips, "choose_frames", lambda path, numbers, held: [ramp] * len(numbers))
     place = np.stack([x, y]).astype(np.float32) / 8  # pixels
     monkeypatch.setattr(clips, "flow_of_clip", lambda path, start, frames, *_: np.stack([place] * frames))
     settings = {"train": True, "area": (0.2, 0.9), "crop": 24, "flip": True, "flow": folder}

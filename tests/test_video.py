@@ -32,7 +32,7 @@ from repflow.video import (
     read_clip,
     reading,
 )
-from repflow.video.cropping import shown_part
+from repflow.video.headers import shown_part
 
 LENGTH = 30
 
@@ -144,8 +144,11 @@ def test_any_start_equals_sequential_decoding(tmp_path, monkeypatch, name):
     if keys is None:
         assert scanned(path) is None
     else:
-        assert sorted({scanned(path, stop).number for stop in range(len(everything))}) == keys
-        assert scanned(path).packets == len(everything)
+        assert sorted({scanned(path, stop)[1][-1].number for stop in range(len(everything))}) == keys
+        assert scanned(path)[0] == len(everything)
+    apart = [1, 2, 13, 25, 38]
+    monkeypatch.setattr(reading, "GAP", 8)
+    np.testing.assert_array_equal(list(reading.choose_frames(path, apart)), everything[apart])
     monkeypatch.setattr(reading, "SEEK_FROM", 1)
     encoded = path.read_bytes()
     assert probe(path) == probe(encoded) == (48, 32, frame_rate(encoded), len(everything))
@@ -198,17 +201,39 @@ def test_packed_b_frames_come_in_order(tmp_path, monkeypatch):
 def test_where_seeking_goes_wrong_decoding_begins_anew(tmp_path, monkeypatch):
     path = written(tmp_path / "a.mp4", "libx264", g="5", sc_threshold="0")
     everything = decode_all(path)
-    truth = scanned(path, 20)
+    packets, keys = scanned(path, 20)
+    truth = keys[-1]
     for lie in (
-        truth._replace(place=(truth.place[0] + 1, truth.place[1])),  # a packet that is not there
-        truth._replace(time=truth.time + 5 * 512),  # beyond the key frame
-        truth._replace(time=-(10**9)),  # before the file's begin
+        (packets, [*keys[:-1], truth._replace(place=(truth.place[0] + 1, truth.place[1]))]),  # a packet not there
+        (packets, [*keys[:-1], truth._replace(time=truth.time + 5 * 512)]),  # beyond the key frame
+        (packets, [*keys[:-1], truth._replace(time=-(10**9))]),  # before the file's begin
         scanned(path, 3),
         None,
     ):
         monkeypatch.setattr(reading, "scan_packets", lambda stream, stop, lie=lie: lie)
         monkeypatch.setattr(reading, "SEEK_FROM", 1)
         np.testing.assert_array_equal(read_clip(path, 20), everything[20:])
+
+
+def test_the_frames_between_views_far_apart_are_not_decoded(tmp_path, monkeypatch):
+    """Views of a long file: each is decoded from the key frame before it on, and no frame twice."""
+    path = written(tmp_path / "long.mp4", "libx264", length=1000, g="10", bf="2", sc_threshold="0")
+    decoded, frames_of = [], reading.frames_of
+    monkeypatch.setattr(
+        reading, "frames_of", lambda packet: (decoded.append(frame.pts) or frame for frame in frames_of(packet))
+    )
+    numbers = [number for first in (3, 333, 360, 700, 990) for number in range(first, first + 10, 2)]
+    frames = list(reading.choose_frames(path, numbers))
+    assert len(set(decoded)) == len(decoded) < 100
+    np.testing.assert_array_equal(frames, decode_all(path)[numbers])
+
+
+def test_a_view_that_seeking_cannot_find_is_found_by_decoding(tmp_path, monkeypatch):
+    path = written(tmp_path / "long.mp4", "libx264", length=300, g="10", sc_threshold="0")
+    packets, keys = scanned(path, 250)
+    keys[-1] = keys[-1]._replace(place=(0, 0))
+    monkeypatch.setattr(reading, "scan_packets", lambda stream, stop: (packets, keys))
+    np.testing.assert_array_equal(list(reading.choose_frames(path, [0, 9, 250])), decode_all(path)[[0, 9, 250]])
 
 
 def test_frames_that_do_not_come_as_promised_are_counted_anew(tmp_path, monkeypatch):

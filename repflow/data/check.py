@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import TAGS, find_files, find_splits, read_split
-from repflow.data.lists import CHECKED, QUARANTINE, find_videos, is_file, quoted, read_csv, unquoted
+from repflow.data.lists import CHECKED, QUARANTINE, find_videos, is_file, quoted, read_csv, relative, stamp, unquoted
 from repflow.files import beside, text_table
 from repflow.processes import fresh_processes
 from repflow.video import VideoInfo, frame_rate, iter_frames
@@ -133,9 +133,11 @@ def check(
     out = root if out is None else Path(out)
     if not root.is_dir():
         raise FileNotFoundError(f"{str(root)!r}: expected a folder with videos, found none; check the path")
-    stamps = {path: _stamp(root / path) for path in find_videos(root)}
+    stamps = {path: stamp(root / path) for path in find_videos(root)}
     rows = {row.path: _judged(row, shortest) for row in _known(out / CHECKED, stamps)}
-    _keep_foreign(out / QUARANTINE)
+    listed = out / QUARANTINE
+    if listed.is_file() and not listed.read_bytes().startswith(_HEAD.encode()):  # ours would take its place
+        raise OSError(f"{str(listed)!r}: expected a list that a check wrote, found another; move it elsewhere")
     try:
         out.mkdir(parents=True, exist_ok=True)
         _save(out, rows)
@@ -148,8 +150,7 @@ def check(
         with closing(outcomes), tqdm(outcomes, total=len(todo), desc="checking", unit="video", leave=False) as bar:
             for path, (status, info, message) in bar:
                 rows[path] = _judged(Row(path, status, *info, *stamps[path], message), shortest)
-                if rows[path].status != Status.OK:
-                    bad += 1
+                bad += rows[path].status != Status.OK
                 bar.set_postfix(bad=bad, refresh=False)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     _save(out, rows)
@@ -172,7 +173,7 @@ def expectations(root: str | os.PathLike[str], videos: Collection[str]) -> list[
         except (OSError, ValueError) as error:  # no reason to lose the rest of the report
             return [str(error)]
         missing.update(name for name, entry, _ in listed if entry is None or not is_file(entry))
-        unlisted.difference_update(Path(entry.path).relative_to(root).as_posix() for _, entry, _ in listed if entry)
+        unlisted.difference_update(relative(entry, root) for _, entry, _ in listed if entry)
         counts = Counter(tag for split in tags.values() for tag in split.values())
         train, test = counts[TAGS["train"]], counts[TAGS["test"]]
         verdict = "as in HMDB51" if (train, test) == (3570, 1530) else "HMDB51 has 3570 and 1530"
@@ -182,22 +183,10 @@ def expectations(root: str | os.PathLike[str], videos: Collection[str]) -> list[
     return [*lines, f"listed but missing: {_some(missing)}", f"there but not listed: {_some(unlisted)}"]
 
 
-def _some(paths: Collection[str], most: int = 10) -> str:
-    """How many paths there are, and the first of them."""
-    if not paths:
-        return "0"
-    first = [quoted(path) for path in sorted(paths)[:most]]
-    if len(paths) > most:
-        first.append("...")
-    return f"{len(paths)}: {', '.join(first)}"
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:  # the attempt to read it will tell why
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+def _some(paths: Collection[str]) -> str:
+    """How many paths there are, and the first ten."""
+    names = [quoted(path) for path in sorted(paths)[:10]] + ["..."] * (len(paths) > 10)
+    return f"{len(paths)}: {', '.join(names)}" if paths else "0"
 
 
 def _judged(row: Row, shortest: int) -> Row:
@@ -223,12 +212,6 @@ def _known(file: Path, stamps: Mapping[str, tuple[int, int]]) -> Iterator[Row]:
                 yield row
     except ValueError as error:
         raise OSError(f"{str(file)!r}: expected what an earlier check wrote, found {error}; delete the file") from error
-
-
-def _keep_foreign(file: Path) -> None:
-    """Raise OSError for a list that somebody else made: ours would take its place."""
-    if file.is_file() and not file.read_bytes().startswith(_HEAD.encode()):
-        raise OSError(f"{str(file)!r}: expected a list that an earlier check wrote, found another; move it elsewhere")
 
 
 def _save(out: Path, rows: Mapping[str, Row]) -> None:

@@ -1,11 +1,13 @@
 """Clips drawn from videos, as training and testing take them."""
 
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import active_children
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from repflow.data.cache import cached_frames
 from repflow.data.flow import flow_of_clip, resize, resize_frame
-from repflow.data.lists import Checked
+from repflow.data.lists import Checked, stamp
+from repflow.files import beside
 from repflow.tvl1 import LARGEST
-from repflow.video import VideoError
-from repflow.video.reading import choose_frames
+from repflow.video import VideoError, iter_frames
+from repflow.video.reading import choose_frames, measure
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
 PRESETS = {"2019": {"frames": 16, "stride": 2, "crop": 112, "inverted": True}}
@@ -206,14 +208,19 @@ class Clips(Dataset[tuple[Inputs, int]]):
             ) from error
 
     def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
-        (numbers,), (clip,) = self._read(index, rng)
-        window = self._window(clip, index, rng)
-        values = self._values(clip, window, rng)
-        if self.flow is None:
-            return values
-        return values, self._flow_values(self._read_flow(index, numbers, clip), window)
+        views, flows = [], []
+        for numbers, clip in zip(*self._read(index, rng), strict=True):
+            windows = self._windows(clip, index, rng)
+            views += [self._values(clip, window, rng) for window in windows]
+            if self.flow is not None:
+                flow = self._read_flow(index, numbers, clip)
+                flows += [self._flow_values(flow, window) for window in windows]
+        return self._joined(views) if self.flow is None else (self._joined(views), self._joined(flows))
 
-    def _window(self, clip: Tensor, index: int, rng: np.random.Generator) -> Window:
+    def _joined(self, views: list[Tensor]) -> Tensor:
+        return views[0]
+
+    def _windows(self, clip: Tensor, index: int, rng: np.random.Generator) -> list[Window]:
         H, W = clip.shape[-2:]
         if self.area and self.train:
             window = self._random_area(H, W, rng)
@@ -222,7 +229,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
             window = Window(self._place(top, rng), self._place(left, rng), self.crop, self.crop)
         else:
             window = Window(0, 0, H, W)
-        return window._replace(mirrored=self.flip and self.train and rng.random() < 0.5)
+        return [window._replace(mirrored=self.flip and self.train and rng.random() < 0.5)]
 
     def _place(self, room: int, rng: np.random.Generator) -> int:
         return int(rng.integers(room + 1)) if self.train else room // 2
@@ -230,13 +237,6 @@ class Clips(Dataset[tuple[Inputs, int]]):
     def _first_frames(self, room: int, rng: np.random.Generator) -> list[int]:
         """Where the clips begin, which may be up to `room` frames after the video's first one."""
         return [self._place(room, rng)]
-
-    def _known_length(self, index: int) -> int | None:
-        """The video's or the part's number of frames, where nothing has to be opened for it."""
-        length, checked = int(self._lengths[index]), self._checked[index]
-        if length >= 0:
-            return length
-        return checked.frames if checked and checked.holds(self.samples[index][0]) else None
 
     def _numbers(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Numbers of each clip's frames in its video or part, (clips, T); a short one repeats from its first frame on.
@@ -252,24 +252,23 @@ class Clips(Dataset[tuple[Inputs, int]]):
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
         """`_numbers` of the sample's clips and their frames, uint8 (clips, T, 3, H, W), resized, then halved.
 
-        No frame is decoded twice, however much the clips share, up to the limit of `choose_frames`.
+        No frame is decoded twice, however much the clips share, up to the limit of `measure`.
         """
-        path, first, length = self.samples[index][0], self._starts[index], self._known_length(index)
-        numbers, places = np.empty(0), np.empty(0)
-
-        def choose(length: int) -> np.ndarray:
-            nonlocal numbers, places
-            self._lengths[index] = length
-            numbers = self._numbers(length, rng)
-            wanted, places = np.unique(numbers, return_inverse=True)
-            return first + wanted
-
-        if self.cache is None:
-            pictures = choose_frames(path, choose, length)
+        path, first, length, held = self.samples[index][0], self._starts[index], int(self._lengths[index]), []
+        video = None if self.cache is None else cached_frames(path, self.resize, self.cache)
+        checked = self._checked[index]
+        if length < 0 and checked and stamp(path) == (checked.bytes, checked.mtime_ns):
+            length = checked.frames
+        if length < 0:
+            length, held = measure(path) if video is None else (len(video), [])
+        self._lengths[index] = length
+        numbers = self._numbers(length, rng)
+        wanted, places = np.unique(first + numbers, return_inverse=True)
+        if video is None:
+            pictures = choose_frames(path, wanted, held)
             pixels = np.stack([resize_frame(p, (self.resize,)) if self.resize else p for p in pictures])
         else:
-            video = cached_frames(path, self.resize, self.cache)
-            pixels = video[choose(len(video) if length is None else length)]
+            pixels = video[wanted]
         frames = torch.from_numpy(pixels[places.reshape(numbers.shape)]).movedim(-1, -3)
         return numbers, frames[..., ::2, ::2] if self.halved else frames
 
@@ -305,7 +304,7 @@ class Clips(Dataset[tuple[Inputs, int]]):
         frames = frames[..., top : top + height, left : left + width]
         return frames.flip(-1) if mirrored else frames
 
-    def _values(self, clip: Tensor, window: Window, rng: np.random.Generator | None = None) -> Tensor:
+    def _values(self, clip: Tensor, window: Window, rng: np.random.Generator) -> Tensor:
         clip = self._cut(clip, window)
         if self.crop:
             clip = resize(clip, (self.crop, self.crop))
@@ -335,10 +334,34 @@ def _changes(jitter: tuple[float, ...] | None, augment: tuple[int, int] | None) 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Flow (..., 2, H, W) in pixels, resized to (..., 2, *size) in pixels of the new size."""
     H, W = flow.shape[-2:]
-    if tuple(size) == (H, W):
-        return flow
     ratio = torch.tensor([size[1] / W, size[0] / H])[:, None, None]
     return resize(flow, size) * ratio
+
+
+def cached_frames(path: str | os.PathLike[str], size: int | None, folder: str | os.PathLike[str]) -> np.ndarray:
+    """All frames of a video, the shorter side `size` px (None: as they are): uint8 RGB (T, H, W, 3), read from a file.
+
+    They are decoded at the first call and kept in `folder`, which is made where there is none, as an .npy file whose
+    name has the video's size in bytes and time of change: a video that changes is decoded again. A file is there whole
+    or not at all. A minute of 25 frames a second at 85×64 px takes 24 MB, also in memory while it is decoded; delete
+    the folder to have the room back. Raises VideoError as `read_clip` does, and OSError where nothing can be written.
+
+        >>> frames = cached_frames("lunges.mp4", 64, "cache")
+        >>> clip = frames[10:26]  # only these are read
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise VideoError(f"{os.fspath(path)!r}: {error.strerror}; check the path") from None
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
+    file = Path(folder) / f"{name}-{size or 'full'}-{stat.st_size}-{stat.st_mtime_ns}.npy"
+    if not file.exists():
+        small = [resize_frame(frame, (size,)) if size else frame for frame in iter_frames(path)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with beside(file) as unfinished:
+            np.save(unfinished / file.name, np.stack(small))
+            (unfinished / file.name).replace(file)
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 class Views(Clips):
@@ -372,26 +395,18 @@ class Views(Clips):
             raise ValueError(f"expected clips >= 1, crops 1 or 3, and a crop for 3; got {clips}, {crops}, crop={crop}")
         self.clips, self.crops, self.views = clips, crops, clips * crops
 
-    def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
-        views, flows = [], []
-        for numbers, clip in zip(*self._read(index, rng), strict=True):
-            windows = self._windows(clip, index)
-            views += [self._values(clip, window) for window in windows]
-            if self.flow is not None:
-                flow = self._read_flow(index, numbers, clip)
-                flows += [self._flow_values(flow, window) for window in windows]
-        return torch.stack(views) if self.flow is None else (torch.stack(views), torch.stack(flows))
+    def _joined(self, views: list[Tensor]) -> Tensor:
+        return torch.stack(views)
 
     def _first_frames(self, room: int, rng: np.random.Generator) -> list[int]:
         starts = np.linspace(0, room, self.clips) if self.clips > 1 else np.array([room // 2])
         return starts.round().astype(int).tolist()
 
-    def _windows(self, clip: Tensor, index: int) -> list[Window]:
-        if not self.crop:
-            return [Window(0, 0, *clip.shape[-2:])]
+    def _windows(self, clip: Tensor, index: int, rng: np.random.Generator) -> list[Window]:
+        if self.crops == 1:
+            return super()._windows(clip, index, rng)
         top, left = self._free(clip, index)
         places = [
-            (int(top * share), left // 2) if top > left else (top // 2, int(left * share))
-            for share in ((0.5,) if self.crops == 1 else (0, 0.5, 1))
+            (int(top * share), left // 2) if top > left else (top // 2, int(left * share)) for share in (0, 0.5, 1)
         ]
         return [Window(*place, self.crop, self.crop) for place in places]

@@ -100,7 +100,7 @@ def _videos(root: Path, quarantine: PathLike | None) -> list[Path]:
     return good
 
 
-def _folders(root: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> tuple[Path, Path]:
+def _folders(root: PathLike, out: PathLike | None) -> tuple[Path, Path]:
     root = Path(os.path.abspath(root))
     out = Path(os.path.abspath(out or f"{root}-flow"))
     flow, videos = out.resolve(), root.resolve()

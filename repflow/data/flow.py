@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
+from repflow.data.lists import PathLike
 from repflow.files import beside
 from repflow.tvl1 import LARGEST, grey, tvl1
 from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
@@ -28,8 +29,8 @@ AT_ONCE = {"cpu": 2**16, "cuda": 2**21}  # pixels in a batch: small pictures cos
 
 
 def video_flow(
-    path: str | os.PathLike[str],
-    file: str | os.PathLike[str],
+    path: PathLike,
+    file: PathLike,
     *,
     start: int = 0,
     frames: int | None = None,
@@ -45,9 +46,7 @@ def video_flow(
         flow = video_flow("a.mp4", "flow.npy", width=320)  # (T-1, 2, H, W)
     """
     length = probe(path).frames
-    count = len(range(start, length, stride))
-    if frames is not None:
-        count = min(frames, count)
+    count = len(range(start, length, stride)[:frames])
     if count < 2:
         raise VideoError(
             f"{os.fspath(path)!r}: flow needs two frames, start={start}, frames={frames}, stride={stride} give {count} "
@@ -64,7 +63,7 @@ def video_flow(
 
 
 def iter_flow(
-    path: str | os.PathLike[str],
+    path: PathLike,
     start: int = 0,
     frames: int | None = None,
     stride: int = 1,
@@ -90,7 +89,7 @@ def write_flow_flo(video: Path, out: Path, **options: int | None) -> None:
         write_flo(out, video_flow(video, folder / "flow.npy", **options | {"frames": frames})[0])
 
 
-def write_flo(path: str | os.PathLike[str], flow: np.ndarray) -> None:
+def write_flo(path: PathLike, flow: np.ndarray) -> None:
     """Write flow (2, H, W) in pixels in Middlebury's .flo format, float32, whole or not at all.
 
     Raises ValueError for another shape.
@@ -104,7 +103,7 @@ def write_flo(path: str | os.PathLike[str], flow: np.ndarray) -> None:
         (folder / "whole").replace(path)
 
 
-def read_flo(path: str | os.PathLike[str]) -> np.ndarray:
+def read_flo(path: PathLike) -> np.ndarray:
     """The flow of a .flo file, float32 (2, H, W) in pixels; Middlebury's have numbers above 1e9 where it is not known.
 
     Raises OSError, naming the file, where it is missing, of another format or cut short.
@@ -128,7 +127,7 @@ def write_flow_npz(video: Path, out: Path, **options: int | None) -> None:
         (folder / "whole").replace(out)
 
 
-def flow_file(video: str | os.PathLike[str], root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+def flow_file(video: PathLike, root: PathLike, folder: PathLike) -> Path:
     """The file with the flow of a video under `root`: at the same place under `folder`, .mkv behind its whole name.
 
     Raises ValueError for a video that does not lie under `root`.
@@ -143,13 +142,13 @@ def flow_title(width: int | None = None) -> str:
     return title if width is None else f"{title}; frames at most {width} px wide"
 
 
-def has_title(path: str | os.PathLike[str], title: str) -> bool:
+def has_title(path: PathLike, title: str) -> bool:
     """Whether a video has just this title. Raises VideoError where it cannot be read."""
     with open_video(path) as stream:
         return _title(stream) == title
 
 
-def write_flow(path: str | os.PathLike[str], flow: Iterable[np.ndarray], fps: float, width: int | None = None) -> None:
+def write_flow(path: PathLike, flow: Iterable[np.ndarray], fps: float, width: int | None = None) -> None:
     """Write the flow from each frame to the next, (2, H, W) in pixels, as a file that `read_flow` reads.
 
     The same flow gives the same bytes: FFV1, each picture on its own. `width` goes into the file's title.
@@ -159,7 +158,7 @@ def write_flow(path: str | os.PathLike[str], flow: Iterable[np.ndarray], fps: fl
     write_video(path, pictures, "ffv1", fps, pixels="gray", title=flow_title(width), container=BITEXACT, **coding)
 
 
-def read_flow(path: str | os.PathLike[str], start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
+def read_flow(path: PathLike, start: int = 0, frames: int | None = None, stride: int = 1) -> np.ndarray:
     """Flow start, start + stride, ... of a file that `extract_flow` wrote: float32 (T, 2, H, W), in pixels a frame.
 
     T is `frames`, or with None as many as there are. Each is the flow from a frame to the very next one, whatever the
@@ -186,12 +185,7 @@ def read_flow(path: str | os.PathLike[str], start: int = 0, frames: int | None =
 
 
 def flow_of_clip(
-    video: str | os.PathLike[str],
-    start: int,
-    frames: int,
-    stride: int,
-    folder: str | os.PathLike[str] | None = None,
-    root: str | os.PathLike[str] | None = None,
+    video: PathLike, start: int, frames: int, stride: int, folder: PathLike | None = None, root: PathLike | None = None
 ) -> np.ndarray:
     """Flow at the frames t = start, start + stride, ... of a video, from t to t + 1: float32 (frames, 2, H, W), pixels.
 
@@ -219,7 +213,7 @@ def from_bytes(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.float32) - 128) * np.float32(LARGEST / 127)
 
 
-def flow_rate(video: str | os.PathLike[str], stride: int) -> float:
+def flow_rate(video: PathLike, stride: int) -> float:
     """Chosen frames per second: the video's rate over `stride`, where the video names none 25 over `stride`."""
     rate = frame_rate(video)
     return (25.0 if np.isnan(rate) else rate) / stride
@@ -253,9 +247,7 @@ def narrowed(frame: np.ndarray, width: int | None) -> np.ndarray:
     return resize_frame(frame, (max(1, round(H * width / W)), width))
 
 
-def _grey_frames(
-    path: str | os.PathLike[str], start: int, frames: int | None, stride: int, width: int | None
-) -> Iterator[Tensor]:
+def _grey_frames(path: PathLike, start: int, frames: int | None, stride: int, width: int | None) -> Iterator[Tensor]:
     for frame in iter_frames(path, start, frames, stride):
         yield torch.from_numpy(grey(narrowed(frame, width)))
 

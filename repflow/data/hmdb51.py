@@ -3,24 +3,10 @@
 Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV 2011.
 """
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from repflow.arguments import warn
-from repflow.data.lists import (
-    Listed,
-    PathLike,
-    Video,
-    choose_classes,
-    data_folder,
-    official_classes,
-    read_lines,
-    scan,
-    stem,
-    tell_of_copies,
-    videos_of,
-)
+from repflow.data.lists import Classes, Listed, PathLike, Video, finder, official_classes, read_lines, stem
 
 TAGS = {"train": 1, "test": 2, "unused": 0}
 _COUNTS = {"train": 3570, "test": 1530}  # of all 51 classes, in each of the three folds
@@ -51,31 +37,25 @@ class HMDB51(Listed):
         root: PathLike,
         fold: int = 1,
         subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
+        classes: Classes = None,
         *,
         split_file: PathLike | None = None,
         missing_ok: bool = False,
         quarantine: PathLike | None = None,
     ) -> None:
-        root = data_folder(root, subset, TAGS)
+        root = self._open(root, subset, TAGS)
         if split_file:
             videos = _read_list(Path(split_file))
-            self.classes = choose_classes(classes, sorted(videos))
+            self._choose(classes, sorted(videos))
             listed = _find_listed(root, {name: videos[name] for name in self.classes})
         else:
             splits = find_splits(root, fold)
-            self.classes = choose_classes(classes, sorted(splits))
+            self._choose(classes, sorted(splits))
             listed = find_files(root, {name: _of_subset(splits[name], subset) for name in self.classes})
-        self._take(root, listed, quarantine)
-        if not missing_ok:
-            self._expect_all("unpack every class's archive into a folder of its name")
-        self._expect_samples(subset)
-        count = _COUNTS.get(subset, self.expected)
-        if not split_file and self.expected != count and self.classes == official_classes("hmdb51"):
-            warn(
-                f"{str(root)!r}: expected {count} videos in the split files of fold {fold}, {subset}, got "
-                f"{self.expected}; results will not compare with others'; unpack the official split files again"
-            )
+        remedy = None if missing_ok else "unpack every class's archive into a folder of its name"
+        self._take(subset, listed, quarantine, remedy)
+        if not split_file and subset in _COUNTS and self.classes == official_classes("hmdb51"):
+            self._expect_official(_COUNTS[subset], f"the split files of fold {fold}, {subset}")
 
 
 def find_splits(root: Path, fold: int) -> dict[str, Path]:
@@ -90,12 +70,11 @@ def find_splits(root: Path, fold: int) -> dict[str, Path]:
 
 def find_files(root: Path, videos: Mapping[str, Iterable[str]]) -> Iterator[Video]:
     """The files of the videos that are listed by class; `videos` has their file names."""
-    left_out: list[os.DirEntry[str]] = []
-    for label, (name, listed) in enumerate(videos.items()):
-        files = videos_of(scan(root / name), left_out)
-        for video in listed:
-            yield f"{name}/{video}", files.get(stem(video)), label
-    tell_of_copies(root, left_out)
+    with finder(root) as videos_in:
+        for label, (name, listed) in enumerate(videos.items()):
+            files = videos_in(root / name)
+            for video in listed:
+                yield f"{name}/{video}", files.get(stem(video)), label
 
 
 def _read_list(path: Path) -> dict[str, list[str]]:
@@ -107,14 +86,13 @@ def _read_list(path: Path) -> dict[str, list[str]]:
 
 
 def _find_listed(root: Path, videos: dict[str, list[str]]) -> Iterator[Video]:
-    left_out: list[os.DirEntry[str]] = []
-    flat = videos_of(scan(root), left_out)
-    for label, (name, stems) in enumerate(videos.items()):
-        files = flat | videos_of(scan(root / name), left_out)
-        for video in stems:
-            copies = (f"{prefix}{video.removeprefix('rgb_')}" for prefix in ("", "rgb_"))
-            yield f"{name}/{video}", next((files[copy] for copy in copies if copy in files), None), label
-    tell_of_copies(root, left_out)
+    with finder(root) as videos_in:
+        flat = videos_in(root)
+        for label, (name, stems) in enumerate(videos.items()):
+            files = flat | videos_in(root / name)
+            for video in stems:
+                plain = video.removeprefix("rgb_")
+                yield f"{name}/{video}", files.get(plain) or files.get(f"rgb_{plain}"), label
 
 
 def _of_subset(path: Path, subset: str) -> list[str]:
@@ -138,19 +116,14 @@ def _read_pairs(path: Path, values: Collection[str], form: str, kind: str) -> di
     """The value by the video's name, of lines "name value"; of names with the same stem, only the first is kept."""
     pairs: dict[str, str] = {}
     names: dict[str, str] = {}
-    for number, line in read_lines(path):
+    for where, line in read_lines(path, f"lines {form!r}"):
         name, value = ["", *line.rsplit(maxsplit=1)][-2:]
         if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name) or value not in values:
-            raise ValueError(
-                f"{str(path)!r}, line {number}: expected {form!r} with a plain file name and {kind}, got {line!r}; "
-                "mend the line"
-            )
+            raise ValueError(f"{where}: expected {form!r} with a plain file name and {kind}, got {line!r}; mend it")
         name = names.setdefault(stem(name), name)
         if pairs.setdefault(name, value) != value:
             raise ValueError(
-                f"{str(path)!r}, line {number}: expected one {form.split()[1]} a video, got {value} for {name!r}, "
-                f"which had {pairs[name]} above; remove one of the lines"
+                f"{where}: expected one {form.split()[1]} a video, got {value} for {name!r}, which had {pairs[name]} "
+                "above; remove one of the lines"
             )
-    if not pairs:
-        raise ValueError(f"{str(path)!r}, line 1: expected lines {form!r}, got none; get the official file")
     return pairs

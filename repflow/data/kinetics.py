@@ -4,29 +4,25 @@ Kay et al., "The Kinetics Human Action Video Dataset", arXiv:1705.06950; Carreir
 Kinetics-600", arXiv:1808.01340, and "A Short Note on the Kinetics-700 Human Action Dataset", arXiv:1907.06987.
 """
 
-import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from repflow.data.lists import (
+    SUBSET_OF,
     SUBSETS,
+    Classes,
     Listed,
     PathLike,
     Video,
-    choose_classes,
-    data_folder,
-    is_folder,
+    finder,
+    folders_in,
     official_classes,
     read_csv,
-    read_text,
+    read_json,
     relative,
-    scan,
     stem,
-    tell_of_copies,
-    tell_of_others,
-    videos_of,
 )
 
 # Ids have 11 characters, so an id that starts with rgb_ is not confused with the prefix.
@@ -64,7 +60,7 @@ class Kinetics(Listed):
         root: PathLike,
         subset: str = "train",
         csv: PathLike | None = None,
-        classes: Collection[str] | PathLike | None = None,
+        classes: Classes = None,
         *,
         edition: int = 400,
         numbers: PathLike | None = None,
@@ -74,18 +70,16 @@ class Kinetics(Listed):
             raise ValueError(f"edition must be one of 400, 600, 700, got {edition!r}")
         if (numbers is not None) != (csv is not None and Path(csv).suffix.lower() == ".json"):
             raise ValueError(f"numbers: expected with a JSON list, to name its numbers; got {numbers} with list {csv}")
-        root, official = data_folder(root, subset, SUBSETS), official_classes(f"kinetics{edition}")
-        self.classes = choose_classes(classes, official, _spaced)
-        labels = dict.fromkeys(official) | {name: label for label, name in enumerate(self.classes)}
+        root, official = self._open(root, subset, SUBSETS), official_classes(f"kinetics{edition}")
+        labels = dict.fromkeys(official) | self._choose(classes, official, _spaced)
         kind = f"Kinetics-{edition}"
         if csv is None:
-            listed = list(_by_folder(root, subset, labels, kind))
+            listed = _by_folder(root, subset, labels, kind)
         else:
             rows = _rows(Path(csv)) if numbers is None else _json_rows(Path(csv), Path(numbers), subset)
             wanted, files = _by_list(Path(csv), rows, subset, labels, kind), _index(root, subset, labels)
             listed = [("{}_{:06}_{:06}".format(*clip), files.get(clip), label) for clip, label in wanted.items()]
-        self._take(root, listed, quarantine)
-        self._expect_samples(subset)
+        self._take(subset, listed, quarantine)
 
 
 def _spaced(label: str) -> str:
@@ -96,33 +90,29 @@ def _by_folder(root: Path, subset: str, labels: dict[str, int | None], kind: str
     folders = [root / name for name in SUBSETS[subset] if (root / name).is_dir()]
     if not folders and root.absolute().name in SUBSETS[subset]:
         folders = [root]
-    inner = [entry for folder in folders for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
+    inner = [entry for folder in folders for entry in folders_in(folder)]
     unknown = [entry.path for entry in inner if _spaced(entry.name) not in labels]
     if unknown:
         raise ValueError(f"expected folders named as classes of {kind}, got {unknown[:3]}; move them elsewhere")
     unique = {os.path.realpath(entry.path): entry for entry in reversed(inner)}  # each once, whatever links to it
     labelled = [(labels[_spaced(entry.name)], entry) for entry in reversed(unique.values())]
     chosen = [(label, entry) for label, entry in labelled if label is not None]
-    left_out: list[os.DirEntry[str]] = []
-    for label, folder in sorted(chosen, key=lambda pair: pair[0]):
-        for entry in videos_of(scan(Path(folder.path)), left_out).values():
-            yield relative(entry, root), entry, label
-    tell_of_copies(root, left_out)
-    tell_of_others(root, left_out)
+    with finder(root, tell_others=True) as videos_in:
+        for label, folder in sorted(chosen, key=lambda pair: pair[0]):
+            for entry in videos_in(folder).values():
+                yield relative(entry, root), entry, label
 
 
 def _index(root: Path, subset: str, labels: dict[str, int | None]) -> dict[Clip, os.DirEntry[str]]:
-    """Every clip's file. Each folder is read once: asking for every name in turn would take hours over a network."""
+    """Every clip's file. Whole folders are read: asking for every name in turn would take hours over a network."""
     files: dict[Clip, os.DirEntry[str]] = {}
-    left_out: list[os.DirEntry[str]] = []
-    for place in (*(root / name for name in SUBSETS[subset]), root):
-        entries = scan(place)
-        inner = [scan(Path(e.path)) for e in entries if _spaced(e.name) in labels and is_folder(e)]
-        for folder in (*inner, entries):
-            for name, entry in videos_of(folder, left_out).items():
-                if clip := _clip(name):
-                    files.setdefault(clip, entry)
-    tell_of_copies(root, left_out)
+    with finder(root) as videos_in:
+        for place in (*(root / name for name in SUBSETS[subset]), root):
+            inner = [entry for entry in folders_in(place) if _spaced(entry.name) in labels]
+            for folder in (*inner, place):
+                for name, entry in videos_in(folder).items():
+                    if clip := _clip(name):
+                        files.setdefault(clip, entry)
     return files
 
 
@@ -150,10 +140,7 @@ def _json_rows(path: Path, numbers: Path, subset: str) -> Iterator[Row]:
 
 
 def _read_numbers(path: Path) -> dict[str, int]:
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r}: expected JSON text, {error}; get the file again") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
         raise ValueError(f'{str(path)!r}: expected JSON {{"name": number, ...}}, got something else; get another file')
     return content
@@ -162,16 +149,15 @@ def _read_numbers(path: Path) -> dict[str, int]:
 def _by_list(path: Path, rows: Iterable[Row], subset: str, labels: dict[str, int | None], kind: str) -> dict[Clip, int]:
     """Label by clip, in the list's order. A clip may be listed twice, not with two labels."""
     wanted: dict[Clip, int | None] = {}
-    known = {name: key for key, names in SUBSETS.items() for name in names}
     for where, label, name, split in rows:
         clip = _clip(name)
         if clip is None:
             raise ValueError(f"{where}: expected an id of 11 letters, digits, - and _, and whole seconds, got {name!r}")
         if label not in labels:
             raise ValueError(f"{where}: expected a class of {kind}, got {label!r}; mend or remove it")
-        if split not in known:
-            raise ValueError(f"{where}: expected one of the splits {', '.join(known)}, got {split!r}; mend it")
-        if known[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:
+        if split not in SUBSET_OF:
+            raise ValueError(f"{where}: expected one of the splits {', '.join(SUBSET_OF)}, got {split!r}; mend it")
+        if SUBSET_OF[split] == subset and wanted.setdefault(clip, labels[label]) != labels[label]:
             raise ValueError(f"{where}: {name!r} was listed above with another label than {label!r}; remove one")
     chosen = {clip: label for clip, label in wanted.items() if label is not None}
     if not chosen:

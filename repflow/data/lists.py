@@ -1,10 +1,12 @@
 """What the readers of listed videos share: text files, class names, the quarantine, and what became of each video."""
 
 import csv
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from functools import cache
 from io import StringIO
 from pathlib import Path, PurePosixPath
@@ -23,9 +25,11 @@ QUARANTINE = "quarantine.txt"
 CHECKED = "check.csv"
 # The subsets, and what folders and lists call them.
 SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
+SUBSET_OF = {name: subset for subset, names in SUBSETS.items() for name in names}
 _log = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
+Classes = Collection[str] | PathLike | None  # names, or a text file of them
 Video = tuple[str, os.DirEntry[str] | None, int]  # its name, its file if there is one, its label
 
 
@@ -36,13 +40,14 @@ class Checked(NamedTuple):
     bytes: int
     mtime_ns: int
 
-    def holds(self, path: PathLike) -> bool:
-        """Whether the file is still the one that was checked."""
-        try:
-            stat = os.stat(path)
-        except OSError:  # reading it will tell why
-            return False
-        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
+
+def stamp(path: PathLike) -> tuple[int, int]:
+    """A file's size in bytes and time of change: when they change, it has; 0 and 0 where they cannot be known."""
+    try:
+        stat = os.stat(path)
+    except OSError:  # reading it will tell why
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 class Listed:
@@ -54,6 +59,7 @@ class Listed:
     tells of the samples; groups: of each sample what it was cut from, where the data set knows it: clips of one group
     look alike, so `repflow.training.split` keeps them together. Each expected video is in just one of samples, missing
     and quarantined. A video may be a link to anywhere: a list cannot leave the root, but its owner may.
+    A data set's class calls `_open`, `_choose` and `_take`, in this order.
     """
 
     root: Path
@@ -68,19 +74,45 @@ class Listed:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def _take(self, root: Path, listed: Iterable[Video], quarantine: PathLike | None) -> None:
-        """Sorts videos into samples, missing and quarantined. Warns of links to nothing."""
-        self.root, self.samples, self.missing, self.quarantined = root, [], [], []
+    def _open(self, root: PathLike, subset: str, subsets: Collection[str]) -> Path:
+        """Sets and returns `root`. FileNotFoundError where there is no such folder, ValueError for another subset."""
+        if subset not in subsets:
+            raise ValueError(f"subset must be one of {', '.join(subsets)}, got {subset!r}")
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
+        return self.root
+
+    def _choose(self, classes: Classes, known: Collection[str], tidy: Callable[[str], str] = str) -> dict[str, int]:
+        """Sets `classes`: `known` for None, the lines of a text file, or names, each once; a set is sorted.
+
+        Returns the label of each. Raises ValueError for a class that is not `known`.
+        """
+        if isinstance(classes, str | os.PathLike):
+            classes = read_classes(Path(classes))
+        elif classes is None or isinstance(classes, Set):
+            classes = known if classes is None else sorted(classes)
+        self.classes = list(dict.fromkeys(map(tidy, classes)))
+        if unknown := ", ".join(repr(name) for name in sorted(self.classes) if name not in known):
+            few = ", ".join(sorted(known)[:60])
+            raise ValueError(f"classes: expected some of {few}, got {unknown}; mend the names")
+        return {name: label for label, name in enumerate(self.classes)}
+
+    def _take(
+        self, subset: str, listed: Iterable[Video], quarantine: PathLike | None, remedy: str | None = None
+    ) -> None:
+        """Sorts videos into samples, missing and quarantined. Warns of links to nothing.
+
+        Raises FileNotFoundError where no sample is left, and with a `remedy` for missing videos.
+        """
+        root, self.samples, self.missing, self.quarantined = self.root, [], [], []
         is_bad = quarantine_test(root, quarantine)
         dangling = []
         for name, entry, label in listed:
             if entry is None or not is_file(entry):
                 self.missing.append(name)
-                if entry is not None:
-                    dangling.append(name)
-                continue
-            path = Path(entry.path)
-            if is_bad(path):
+                dangling += [name] if entry else []
+            elif is_bad(path := Path(entry.path)):
                 self.quarantined.append(path.relative_to(root).as_posix())
             else:
                 self.samples.append((path, label))
@@ -91,68 +123,51 @@ class Listed:
                 f"{str(root)!r}: {len(dangling)} videos count as missing, first {dangling[:3]}: links to nothing; "
                 "fetch their content (git annex get, dvc pull)"
             )
-
-    def _expect_all(self, remedy: str) -> None:
-        if self.missing:
+        if remedy and self.missing:
             raise FileNotFoundError(
-                f"{str(self.root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
+                f"{str(root)!r}: {len(self.missing)} of {self.expected} listed videos are missing, first "
                 f"{self.missing[:3]}; {remedy}"
             )
-
-    def _expect_samples(self, subset: str) -> None:
         if not self.samples:
             raise FileNotFoundError(
-                f"{str(self.root)!r}: expected videos of subset {subset}, got none ({self.expected} are listed); "
+                f"{str(root)!r}: expected videos of subset {subset}, got none ({self.expected} are listed); "
                 f"{len(self.missing)} are missing and {len(self.quarantined)} quarantined: give the folder that holds "
                 "the videos, their class folders or the subset's folder"
             )
 
-
-def data_folder(root: PathLike, subset: str, subsets: Collection[str]) -> Path:
-    """The data set's folder. Raises FileNotFoundError where there is none, ValueError for another subset."""
-    if subset not in subsets:
-        raise ValueError(f"subset must be one of {', '.join(subsets)}, got {subset!r}")
-    if not (root := Path(root)).is_dir():
-        raise FileNotFoundError(f"{str(root)!r}: expected the data set's folder, found none; check the path")
-    return root
-
-
-def of_subset(parts: Mapping[str, list[Any]], subset: str) -> list[Any]:
-    """The videos of "train" or "test": "val" is tested on where there is no "test", and not used elsewhere."""
-    return parts.get(subset) or (parts.get("val", []) if subset == "test" else [])
-
-
-def choose_classes(
-    classes: Collection[str] | PathLike | None, known: Collection[str], tidy: Callable[[str], str] = str
-) -> list[str]:
-    """The classes in their order, each once: `known` for None, the lines of a text file, names, or a set, sorted.
-
-    Raises ValueError for a class that is not `known`.
-    """
-    if classes is None:
-        return list(known)
-    if isinstance(classes, str | os.PathLike):
-        classes = read_classes(Path(classes))
-    chosen = dict.fromkeys(tidy(name) for name in (sorted(classes) if isinstance(classes, Set) else classes))
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        few = ", ".join(sorted(known)[:60])
-        raise ValueError(f"classes: expected some of {few}, got {', '.join(map(repr, unknown))}; mend the names")
-    return list(chosen)
+    def _expect_official(self, count: int, what: str) -> None:
+        if self.expected != count:
+            warn(
+                f"{str(self.root)!r}: expected {count} videos in {what}, got {self.expected}; results will not compare "
+                "with others'; unpack the official lists again"
+            )
 
 
 def read_text(path: Path) -> str:
     """A list's text, its line ends made "\\n"."""
     # surrogateescape: a name in any encoding still meets its file; utf-8-sig: editors leave a byte-order mark
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return path.read_text("utf-8-sig", errors="surrogateescape")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line that is not empty, without the blanks around it."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line := line.strip():
-            yield number, line
+def read_lines(path: Path, form: str | None = None) -> list[tuple[str, str]]:
+    """(where it stands, text) of each line that is not empty, without the blanks around it.
+
+    Raises ValueError where there is none, if `form` tells what is expected.
+    """
+    lines = enumerate(map(str.strip, read_text(path).split("\n")), start=1)
+    told = [(f"{str(path)!r}, line {number}", line) for number, line in lines if line]
+    if form and not told:
+        raise ValueError(f"{str(path)!r}, line 1: expected {form}, got none; give another file")
+    return told
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError for one that is damaged."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{str(path)!r}, line {line}: expected JSON text, {error}; get the file again") from None
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -175,12 +190,10 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
 def read_classes(path: Path) -> list[str]:
     """Class names, one a line, in the file's order. Raises ValueError for none, and for one that occurs twice."""
     names: list[str] = []
-    for number, name in read_lines(path):
+    for where, name in read_lines(path, "class names, one a line"):
         if name in names:
-            raise ValueError(f"{str(path)!r}, line {number}: expected each class once, got {name!r} again; remove it")
+            raise ValueError(f"{where}: expected each class once, got {name!r} again; remove it")
         names.append(name)
-    if not names:
-        raise ValueError(f"{str(path)!r}, line 1: expected class names, one a line, got none; give another file")
     return names
 
 
@@ -205,14 +218,9 @@ def read_quarantine(root: Path, quarantine: PathLike | None = None) -> set[Path]
     if not file.is_file():
         if quarantine is None:
             return set()
-        raise FileNotFoundError(
-            f"{str(file)!r}: expected a quarantine that data check wrote, found none; check the path"
-        )
-    paths = set()
-    for number, line in read_lines(file):
-        if line.startswith("#"):  # only at the start: HMDB51 has names with a # in them
-            continue
-        paths.add(root / inside(f"{str(file)!r}, line {number}", line, unquoted))
+        raise FileNotFoundError(f"{str(file)!r}: expected a quarantine by data check, found none; check the path")
+    # A # at the start only: HMDB51 has names with one in them.
+    paths = {root / inside(where, line, unquoted) for where, line in read_lines(file) if not line.startswith("#")}
     if paths and not any(map(os.path.lexists, paths)):
         warn(
             f"{str(file)!r}: not one of its {len(paths)} videos is under {str(root)!r}, so it leaves out nothing; its "
@@ -226,49 +234,67 @@ def inside(where: str, text: str, decode: Callable[[str], str] = str) -> PurePos
     path = PurePosixPath(decode(text))
     if not path.name or path.is_absolute() or ".." in path.parts or "\\" in text or "\0" in str(path):
         raise ValueError(
-            f"{where}: expected a path relative to the data set's folder, with slashes, got {text!r}; mend the line"
+            f"{where}: expected a path relative to the data set's folder, with slashes, got {text!r}; mend it"
         )
     return path
 
 
 def quarantine_test(root: Path, quarantine: PathLike | None) -> Callable[[Path], bool]:
     """A function that tells whether a video under `root` is in the quarantine, by whichever linked folder it came."""
-    folder = cache(os.path.realpath)  # of folders alone: a video that is a link goes by its own name
-    unusable = {(folder(path.parent), path.name) for path in read_quarantine(root, quarantine)}
-    return lambda path: bool(unusable) and (folder(path.parent), path.name) in unusable
+    place = _places()
+    unusable = set(map(place, read_quarantine(root, quarantine)))
+    return lambda path: bool(unusable) and place(path) in unusable
+
+
+def _places() -> Callable[[Path], tuple[str, str]]:
+    """A function that gives the same for a video by whichever linked folder it came; a link to it has its own name."""
+    folder = cache(os.path.realpath)
+    return lambda path: (folder(path.parent), path.name)
 
 
 def read_checked(root: Path, quarantine: PathLike | None, videos: Iterable[Path]) -> dict[Path, Checked]:
     """What the check.csv beside the quarantine tells of these videos, where there is one and they were decoded.
 
-    Paths are understood as in the quarantine. Whether a file has changed since is for `Checked.holds` to tell, once
-    the video is used. A check.csv that cannot be understood is left alone, which the log tells.
+    Paths are understood as in the quarantine. Whether a file has changed since is for `stamp` to tell, once the
+    video is used. A check.csv that cannot be understood is left alone, which the log tells.
     """
-    place = root if quarantine is None else Path(quarantine)
-    file = (place if place.is_dir() else place.parent) / CHECKED
+    beside = root if quarantine is None else Path(quarantine)
+    file = (beside if beside.is_dir() else beside.parent) / CHECKED
     if not file.is_file():
         return {}
-    folder = cache(os.path.realpath)
-    records = {}
+    place, records = _places(), {}
     try:
-        columns = ("path", "status", "frames", "bytes", "mtime_ns")
-        for _, (name, status, *numbers) in read_csv(file, columns):
+        for _, (name, status, *numbers) in read_csv(file, ("path", "status", "frames", "bytes", "mtime_ns")):
             if status in ("ok", "too short"):
-                path = root / unquoted(name)
-                records[folder(path.parent), path.name] = Checked(*map(int, numbers))
+                records[place(root / unquoted(name))] = Checked(*map(int, numbers))
     except (OSError, ValueError) as error:
         _log.warning("the lengths of videos are counted anew: %s", error)
         return {}
-    keys = ((path, (folder(path.parent), path.name)) for path in videos)
-    return {path: records[key] for path, key in keys if key in records}
+    return {path: records[place(path)] for path in videos if place(path) in records}
 
 
-def scan(folder: Path) -> list[os.DirEntry[str]]:
+def scan(folder: PathLike) -> list[os.DirEntry[str]]:
     """What lies in `folder`, by name; nothing where there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
+
+
+def folders_in(folder: PathLike) -> list[os.DirEntry[str]]:
+    """The folders in `folder`, by name, without hidden ones."""
+    return [entry for entry in scan(folder) if is_folder(entry) and not entry.name.startswith(".")]
+
+
+@contextmanager
+def finder(root: Path, *, tell_others: bool = False) -> Iterator[Callable[[PathLike], dict[str, os.DirEntry[str]]]]:
+    """A function that finds the videos in a folder (`videos_of`).
+
+    At the end the log tells which copies were left out, and with `tell_others` also which files are no videos.
+    """
+    left_out: list[os.DirEntry[str]] = []
+    yield lambda folder: videos_of(scan(folder), left_out)
+    _tell(root, left_out, tell_others)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -310,19 +336,16 @@ def _preference(entry: os.DirEntry[str]) -> tuple[bool, int, str]:
     return not is_file(entry), ENDINGS.index(os.path.splitext(entry.name)[1].lower()), entry.name
 
 
-def tell_of_copies(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
-    """Say in the log which of what `videos_of` left out has the ending of a video."""
+def _tell(root: Path, left_out: Iterable[os.DirEntry[str]], tell_others: bool) -> None:
+    """Say in the log which copies `videos_of` left out, and how many files of which endings that are no videos."""
     if copies := [relative(entry, root) for entry in left_out if stem(entry.name) != entry.name]:
         _log.warning(
             "%r: %d files left out, first %s: others of the same name come first, in the order %s",
             str(root), len(copies), copies[:3], " ".join(ENDINGS),
         )  # fmt: skip
-
-
-def tell_of_others(root: Path, left_out: Iterable[os.DirEntry[str]]) -> None:
-    """Say in the log which endings `videos_of` does not know, and how many files have them."""
     others = {entry.name for entry in left_out if stem(entry.name) == entry.name} - {QUARANTINE, CHECKED}
-    if endings := Counter(os.path.splitext(name)[1] or "without an ending" for name in others):
+    if tell_others and others:
+        endings = Counter(os.path.splitext(name)[1] or "without an ending" for name in others)
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
         _log.info("%r: left out, being no videos by their endings: %s", str(root), counts)
 
@@ -359,8 +382,7 @@ def video_files(root: Path) -> list[os.DirEntry[str]]:
                 seen.add(real)
                 folders.append(Path(entry.path))
         videos += videos_of(entries, left_out).values()
-    tell_of_copies(root, left_out)
-    tell_of_others(root, left_out)
+    _tell(root, left_out, tell_others=True)
     if not videos:
         raise FileNotFoundError(
             f"{str(root)!r}: expected videos ({' '.join(ENDINGS)}) in it or in its folders, found none among "

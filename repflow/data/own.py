@@ -3,33 +3,30 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repflow.arguments import warn
 from repflow.data.lists import (
     ENDINGS,
-    SUBSETS,
+    SUBSET_OF,
+    Classes,
     Listed,
     PathLike,
     Video,
-    choose_classes,
-    data_folder,
+    finder,
+    folders_in,
     inside,
-    is_folder,
-    of_subset,
+    is_file,
     read_classes,
     read_csv,
     read_lines,
     relative,
-    scan,
     stem,
-    tell_of_copies,
     video_files,
-    videos_of,
 )
 
 Labelled = list[tuple[str, os.DirEntry[str]]]  # class, video
@@ -64,7 +61,7 @@ class VideoFolder(Listed):
         self,
         root: PathLike,
         subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
+        classes: Classes = None,
         *,
         group: str | None = None,
         share: float = 0.3,
@@ -73,27 +70,28 @@ class VideoFolder(Listed):
     ) -> None:
         if not 0 < share < 1:
             raise ValueError(f"share of test videos: expected a number between 0 and 1, got {share}")
-        root, source = data_folder(root, subset, ("train", "test")), _source_of(group)
+        root, source = self._open(root, subset, ("train", "test")), _source_of(group)
         parts = {key: _labelled(folder) for key, folder in _subset_folders(root).items()}
         parts = parts or _divided(root, _labelled(root), source, share, seed)
-        chosen = of_subset(parts, subset)
-        known = sorted({name for name, _ in of_subset(parts, "train") or chosen})
+        chosen = _of_subset(parts, subset)
+        known = sorted({name for name, _ in _of_subset(parts, "train") or chosen})
         if unknown := sorted({name for name, _ in chosen} - set(known)):
             raise ValueError(f"{str(root)!r}: expected training videos of each class, got none of {unknown}; add some")
-        self.classes = choose_classes(classes, known)
-        labels = {name: label for label, name in enumerate(self.classes)}
+        labels = self._choose(classes, known)
         videos = [(relative(entry, root), entry, labels[name]) for name, entry in chosen if name in labels]
-        self._take(root, sorted(videos, key=lambda video: video[2]), quarantine)
-        self._expect_samples(subset)
-        self.groups = (
-            [source(path.relative_to(root).as_posix()) for path, _ in self.samples] if group is not None else None
-        )
+        self._take(subset, sorted(videos, key=lambda video: video[2]), quarantine)
+        if group is not None:
+            self.groups = [source(path.relative_to(root).as_posix()) for path, _ in self.samples]
+
+
+def _of_subset(parts: dict[str, list[Any]], subset: str) -> list[Any]:
+    """The videos of "train" or "test": "val" is tested on where there is no "test", and not used elsewhere."""
+    return parts.get(subset) or (parts.get("val", []) if subset == "test" else [])
 
 
 def _subset_folders(root: Path) -> dict[str, Path]:
     """The folders train, val and test; a class may have such a name, but then has videos in it, and no folders."""
-    folders = ((key, root / name) for key, names in SUBSETS.items() for name in names)
-    return {key: folder for key, folder in folders if any(map(is_folder, scan(folder)))}
+    return {key: root / name for name, key in SUBSET_OF.items() if folders_in(root / name)}
 
 
 def _labelled(folder: Path) -> Labelled:
@@ -176,19 +174,18 @@ class VideoList(Listed):
         self,
         root: PathLike,
         subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
+        classes: Classes = None,
         *,
         lists: PathLike | None = None,
         quarantine: PathLike | None = None,
     ) -> None:
-        root = data_folder(root, subset, ("train", "test"))
+        root = self._open(root, subset, ("train", "test"))
         parts = _read_parts(Path(lists or root), subset)
-        chosen = of_subset(parts, subset)
+        chosen = _of_subset(parts, subset)
         if isinstance(classes, str | os.PathLike):
             classes = read_classes(Path(classes))
-        known = classes or {row.label for row in of_subset(parts, "train") or chosen}
-        self.classes = choose_classes(known, known)
-        labels = {name: label for label, name in enumerate(self.classes)}
+        known = classes or {row.label for row in _of_subset(parts, "train") or chosen}
+        labels = self._choose(known, known)
         if classes is None and all(map(str.isdecimal, labels)) and chosen:
             raise ValueError(
                 f"{chosen[0].where}: expected names of classes, got the number {chosen[0].label!r}; give the file with "
@@ -196,14 +193,7 @@ class VideoList(Listed):
             )
         if classes is not None:
             labels = labels | {str(label): label for label in labels.values() if str(label) not in labels}
-        self._take(root, _found(root, chosen, labels), quarantine)
-        if self.missing:
-            first = next(row for row in chosen if str(row.video) == self.missing[0])
-            warn(
-                f"{first.where}: {self.missing[0]!r} is not in {str(root)!r}; missing are {len(self.missing)} of "
-                f"{self.expected} listed videos; paths are relative to that folder"
-            )
-        self._expect_samples(subset)
+        self._take(subset, _found(root, chosen, labels), quarantine)
 
 
 class _Row(NamedTuple):
@@ -219,7 +209,7 @@ def _read_parts(place: Path, subset: str) -> dict[str, list[_Row]]:
     """The lines of all lists, by subset; `subset` is that of a file that does not tell it."""
     files = [(subset, place)]
     if place.is_dir():
-        names = [(key, f"{name}{ending}") for key in SUBSETS for name in SUBSETS[key] for ending in (".txt", ".csv")]
+        names = ((key, f"{name}{ending}") for name, key in SUBSET_OF.items() for ending in (".txt", ".csv"))
         files = [(key, place / name) for key, name in names if (place / name).is_file()]
         if len({key for key, _ in files}) < len(files):
             raise ValueError(f"{str(place)!r}: expected one list a subset, got {[f.name for _, f in files]}; give one")
@@ -239,23 +229,22 @@ def _read_parts(place: Path, subset: str) -> dict[str, list[_Row]]:
 
 
 def _rows(file: Path, subset: str) -> Iterator[_Row]:
-    lines = list(read_lines(file))
-    if not lines:
-        raise ValueError(f"{str(file)!r}, line 1: expected lines 'path label', got none; give another list")
+    lines = read_lines(file, "lines 'path label'")
     columns = [column.strip(' "') for column in lines[0][1].split(",")]
     if {"video", "label", "class"} & set(columns):
-        subsets = {name: key for key, names in SUBSETS.items() for name in names}
         split = ["split"] if "split" in columns else []
         for where, (video, label, *given) in read_csv(file, ["video", "label", *split]):
             for name in given:
-                if (subset := subsets.get(name)) is None:
-                    raise ValueError(f"{where}: expected one of the splits {', '.join(subsets)}, got {name!r}; mend it")
+                if (subset := SUBSET_OF.get(name)) is None:
+                    raise ValueError(
+                        f"{where}: expected one of the splits {', '.join(SUBSET_OF)}, got {name!r}; mend it"
+                    )
             if not label:
                 raise ValueError(f"{where}: expected a label, got none; mend the line")
             yield _Row(where, subset, inside(where, video), label)
         return
-    for number, line in lines:
-        where, (video, label) = f"{str(file)!r}, line {number}", _parsed(line)
+    for where, line in lines:
+        video, label = _parsed(line)
         if not (video and label):
             raise ValueError(f"{where}: expected 'path label', got {line!r}; mend the line")
         yield _Row(where, subset, inside(where, video), label)
@@ -273,16 +262,23 @@ def _parsed(line: str) -> tuple[str, str]:
     return video.rstrip(" \t,"), label
 
 
-def _found(root: Path, rows: list[_Row], labels: dict[str, int]) -> list[Video]:
-    left_out: list[os.DirEntry[str]] = []
-    files = cache(lambda folder: videos_of(scan(root / folder), left_out))
-    videos: list[Video] = []
-    for where, _, video, label in rows:
-        if label not in labels:
-            raise ValueError(
-                f"{where}: expected a class, one of {', '.join(list(labels)[:20])}, or its number, got {label!r}; mend "
-                "the line, or add the class to the training list or the file of classes"
-            )
-        videos.append((str(video), files(video.parent).get(stem(video.name)), labels[label]))
-    tell_of_copies(root, left_out)
-    return videos
+def _found(root: Path, rows: list[_Row], labels: dict[str, int]) -> Iterator[Video]:
+    missing: list[_Row] = []
+    with finder(root) as videos_in:
+        files = cache(lambda folder: videos_in(root / folder))
+        for row in rows:
+            if row.label not in labels:
+                few = ", ".join(list(labels)[:20])
+                raise ValueError(
+                    f"{row.where}: expected a class, one of {few}, or its number, got {row.label!r}; mend the line, or "
+                    "add the class to the training list or the file of classes"
+                )
+            entry = files(row.video.parent).get(stem(row.video.name))
+            if entry is None or not is_file(entry):
+                missing.append(row)
+            yield str(row.video), entry, labels[row.label]
+    if missing:
+        warn(
+            f"{missing[0].where}: {str(missing[0].video)!r} is not in {str(root)!r}; missing are {len(missing)} of "
+            f"{len(rows)} listed videos; paths are relative to that folder"
+        )

@@ -3,21 +3,11 @@
 Goyal et al., "The 'Something Something' Video Database for Learning and Evaluating Visual Common Sense", ICCV 2017.
 """
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from repflow.data.lists import (
-    Listed,
-    PathLike,
-    choose_classes,
-    data_folder,
-    read_text,
-    scan,
-    tell_of_copies,
-    videos_of,
-)
+from repflow.data.lists import Classes, Listed, PathLike, finder, read_json
 
 _NAME = "something-something-v2"
 _FILES = {"train": "train", "val": "validation"}
@@ -43,24 +33,16 @@ class SomethingSomething(Listed):
     directed = True  # a mirrored clip may have another class
 
     def __init__(
-        self,
-        root: PathLike,
-        subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
-        *,
-        quarantine: PathLike | None = None,
+        self, root: PathLike, subset: str = "train", classes: Classes = None, *, quarantine: PathLike | None = None
     ) -> None:
-        root = data_folder(root, subset, _FILES)
+        root = self._open(root, subset, _FILES)
         known = _classes(*_read(root, "labels"))
-        self.classes = choose_classes(classes, known)
-        labels = dict.fromkeys(known) | {name: label for label, name in enumerate(self.classes)}
-        left_out = []
-        files = videos_of(scan(root), left_out) | videos_of(scan(root / f"20bn-{_NAME}"), left_out)
-        tell_of_copies(root, left_out)
+        labels = dict.fromkeys(known) | self._choose(classes, known)
+        with finder(root) as videos_in:
+            files = videos_in(root) | videos_in(root / f"20bn-{_NAME}")
         wanted = ((video, labels[name]) for video, name in _videos(*_read(root, _FILES[subset]), known))
-        listed = [(video, files.get(video), label) for video, label in wanted if label is not None]
-        self._take(root, listed, quarantine)
-        self._expect_samples(subset)
+        listed = ((video, files.get(video), label) for video, label in wanted if label is not None)
+        self._take(subset, listed, quarantine)
 
 
 def _read(root: Path, name: str) -> tuple[Path, Any]:
@@ -69,11 +51,7 @@ def _read(root: Path, name: str) -> tuple[Path, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{str(root)!r}: expected {places[0].name} or {places[1].name} there or in labels/")
-    try:
-        return file, json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ValueError(f"{str(file)!r}, line {line}: expected JSON, {error}; get the official file again") from None
+    return file, read_json(file)
 
 
 def _classes(file: Path, numbers: Any) -> list[str]:

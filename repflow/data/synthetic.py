@@ -13,8 +13,6 @@ either.
 """
 
 import json
-import os
-from collections.abc import Collection
 from math import asinh, log, sqrt
 from pathlib import Path
 from typing import Literal
@@ -23,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from repflow.data.hmdb51 import HMDB51, TAGS
-from repflow.data.lists import PathLike
+from repflow.data.lists import Classes, PathLike
 from repflow.files import beside
 from repflow.video.write import BITEXACT, write_video
 
@@ -64,18 +62,13 @@ class SyntheticMotion(HMDB51):
     directed = True  # a mirrored clip has another class
 
     def __init__(
-        self,
-        root: PathLike,
-        subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
-        *,
-        quarantine: PathLike | None = None,
+        self, root: PathLike, subset: str = "train", classes: Classes = None, *, quarantine: PathLike | None = None
     ) -> None:
         super().__init__(root, fold=1, subset=subset, classes=classes, quarantine=quarantine)
 
     @staticmethod
     def make(
-        root: str | os.PathLike[str],
+        root: PathLike,
         *,
         train: int = 60,
         test: int = 20,

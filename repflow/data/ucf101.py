@@ -3,24 +3,10 @@
 Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01.
 """
 
-import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 
-from repflow.arguments import warn
-from repflow.data.lists import (
-    Listed,
-    PathLike,
-    choose_classes,
-    data_folder,
-    is_folder,
-    read_lines,
-    scan,
-    stem,
-    tell_of_copies,
-    videos_of,
-)
+from repflow.data.lists import Classes, Listed, PathLike, finder, folders_in, read_lines, stem
 
 SPLITS = "ucfTrainTestlist"
 _COUNTS = {"train": (9537, 9586, 9624), "test": (3783, 3734, 3696)}  # of all 101 classes, by fold
@@ -53,7 +39,7 @@ class UCF101(Listed):
         root: PathLike,
         fold: int = 1,
         subset: str = "train",
-        classes: Collection[str] | PathLike | None = None,
+        classes: Classes = None,
         *,
         lists: PathLike | None = None,
         missing_ok: bool = False,
@@ -61,32 +47,25 @@ class UCF101(Listed):
     ) -> None:
         if fold not in (1, 2, 3):
             raise ValueError(f"fold: expected 1, 2 or 3, got {fold!r}")
-        root = data_folder(root, subset, _COUNTS)
+        root = self._open(root, subset, _COUNTS)
         folder = _find_lists(root, lists)
         known = _read_classes(folder / "classInd.txt")
-        self.classes = choose_classes(classes, known)
+        self._choose(classes, known)
         listed = _read_list(folder / f"{subset}list0{fold}.txt", known, with_labels=subset == "train")
-        left_out: list[os.DirEntry[str]] = []
         videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
-        folders = {entry.name.casefold(): Path(entry.path) for entry in scan(videos) if is_folder(entry)}
+        folders = {entry.name.casefold(): entry for entry in folders_in(videos)}
         found = []
-        for label, name in enumerate(self.classes):
-            entries = videos_of(scan(folders.get(name.casefold(), videos / name)), left_out)
-            files = {key.casefold(): entry for key, entry in entries.items()}
-            found += [(f"{name}/{video}", files.get(stem(video).casefold()), label) for video in listed[name]]
-        tell_of_copies(root, left_out)
-        self._take(root, found, quarantine)
-        if not missing_ok:
-            self._expect_all("unpack the official archive here, or ask for the classes that are here")
-        self._expect_samples(subset)
+        with finder(root) as videos_in:
+            for label, name in enumerate(self.classes):
+                entries = videos_in(folders.get(name.casefold(), videos / name))
+                files = {key.casefold(): entry for key, entry in entries.items()}
+                found += [(f"{name}/{video}", files.get(stem(video).casefold()), label) for video in listed[name]]
+        remedy = None if missing_ok else "unpack the official archive here, or ask for the classes that are here"
+        self._take(subset, found, quarantine, remedy)
         names = ((self.classes[label], _GROUP.search(path.stem)) for path, label in self.samples)
         self.groups = [f"{name} {group[1].lower()}" if group else name for name, group in names]
-        count = _COUNTS[subset][fold - 1]
-        if self.classes == known and len(known) == 101 and self.expected != count:
-            warn(
-                f"{str(folder)!r}: expected {count} videos in the list of fold {fold}, {subset}, got {self.expected}; "
-                "results will not compare with others'; unpack the official lists again"
-            )
+        if self.classes == known and len(known) == 101:
+            self._expect_official(_COUNTS[subset][fold - 1], f"the list of fold {fold}, {subset}")
 
 
 def _find_lists(root: Path, lists: PathLike | None) -> Path:
@@ -101,16 +80,13 @@ def _find_lists(root: Path, lists: PathLike | None) -> Path:
 def _read_classes(path: Path) -> list[str]:
     """Class names of lines "1 ApplyEyeMakeup", numbered from 1 in their order."""
     names: list[str] = []
-    for where, line in read_lines(path):
+    for where, line in read_lines(path, "lines '1 ApplyEyeMakeup'"):
         number, _, name = line.partition(" ")
         if number != str(len(names) + 1) or not name.isalnum() or name in names:
             raise ValueError(
-                f"{str(path)!r}, line {where}: expected {len(names) + 1} and another class, got {line!r}; "
-                "get the official file"
+                f"{where}: expected {len(names) + 1} and another class, got {line!r}; get the official file"
             )
         names.append(name)
-    if not names:
-        raise ValueError(f"{str(path)!r}, line 1: expected lines '1 ApplyEyeMakeup', got none; get the official file")
     return names
 
 
@@ -126,9 +102,9 @@ def _read_list(path: Path, classes: list[str], *, with_labels: bool) -> dict[str
         number = str(classes.index(name) + 1) if name in videos else None
         if not video or {"/", "\\", "\0"} & set(video) or number is None or (with_labels and label != number):
             form = "class/name.avi and the class's number in classInd.txt" if with_labels else "class/name.avi"
-            raise ValueError(f"{str(path)!r}, line {where}: expected {form}, got {line!r}; get the official file")
+            raise ValueError(f"{where}: expected {form}, got {line!r}; get the official file")
         if place.casefold() in seen:
-            raise ValueError(f"{str(path)!r}, line {where}: expected each video once, got {place!r} again; remove it")
+            raise ValueError(f"{where}: expected each video once, got {place!r} again; remove it")
         seen.add(place.casefold())
         videos[name].append(video)
     return videos

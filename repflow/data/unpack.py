@@ -14,13 +14,8 @@ from tqdm.auto import tqdm
 
 from repflow.files import beside
 
-_COMMANDS = (
-    ("bsdtar", "-xf"),
-    ("unar", "-quiet", "-no-directory"),
-    ("unrar", "x", "-p-", "-idq"),
-    ("7zz", "x", "-y"),
-    ("7z", "x", "-y"),
-)
+_PROGRAMS = ("bsdtar -xf", "unar -quiet -no-directory", "unrar x -p- -idq", "7zz x -y", "7z x -y")
+_COMMANDS = [program.split() for program in _PROGRAMS]
 
 
 def unpack_hmdb51(root: str | os.PathLike[str]) -> list[str]:
@@ -63,9 +58,7 @@ def _unpack(archive: Path, space: Path) -> Path:
     for command in commands:
         folder = Path(mkdtemp(dir=space))
         # No input: a question about a password or an overwriting would be waited for without end.
-        done = subprocess.run(
-            (*command, archive), stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=folder
-        )
+        done = subprocess.run((*command, archive), stdin=subprocess.DEVNULL, capture_output=True, cwd=folder)
         unpacked = list(folder.rglob("*"))
         if links := [path.name for path in unpacked if path.is_symlink()]:
             raise _refusal(archive, links[0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from repflow.video.opening import VideoError, name_of, too_short
-from repflow.video.reading import VideoInfo, count_frames, frame_rate, pick, survey
+from repflow.video.reading import VideoInfo, choose_frames, count_frames, frame_rate, survey
 from repflow.video.write import write_video
 
 
@@ -111,7 +111,7 @@ def _read(
 
 
 def _pyav(encoded: bytes, numbers: list[int]) -> np.ndarray:
-    return np.stack(list(pick(encoded, numbers, needed=numbers[-1])))
+    return np.stack(list(choose_frames(encoded, numbers)))
 
 
 def _lintel(encoded: bytes, numbers: list[int]) -> np.ndarray:

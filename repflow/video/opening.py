@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,7 +39,9 @@ def open_video(source: Source) -> Iterator[av.VideoStream]:
     elif os.path.isfile(source):  # also keeps out FFmpeg's protocols, devices and named pipes
         file = f"file:{os.path.abspath(source)}"  # "file:" keeps a colon in the name from being read as a protocol
     else:
-        raise VideoError(f"{name}: expected a video file, found {_what_is(source)}; check the path")
+        other = "something that is no regular file" if os.path.exists(source) else "nothing there"
+        found = "a folder" if os.path.isdir(source) else other
+        raise VideoError(f"{name}: expected a video file, found {found}; check the path")
     stream = None
     try:
         with av.open(file, options=_OPTIONS, **_TAGS) as container:
@@ -69,19 +70,6 @@ def _complaint(error: av.FFmpegError, stream: av.VideoStream | None) -> str:
     )
 
 
-def cut_short(source: Source) -> bool:
-    """Whether a Matroska or WebM file is smaller than its own header says, which FFmpeg lets pass."""
-    with io.BytesIO(source) if isinstance(source, IN_MEMORY) else open(source, "rb") as file:
-        head, size = file.read(4096), file.seek(0, os.SEEK_END)
-    header = re.match(rb"\x1a\x45\xdf\xa3.*?\x18\x53\x80\x67(.{8})", head, re.DOTALL)
-    if not header:
-        return False
-    width = 9 - header[1][0].bit_length()  # leading zero bits tell how many bytes the length has
-    unknown = (1 << 7 * width) - 1
-    length = int.from_bytes(header[1][:width]) & unknown
-    return length != unknown and header.start(1) + width + length > size
-
-
 def name_of(source: Source) -> str:
     """The video as errors name it."""
     if isinstance(source, IN_MEMORY):
@@ -95,9 +83,3 @@ def too_short(source: Source, needed: int, length: int) -> VideoError:
         f"{name_of(source)}: expected at least {needed + 1} frames, the video has {length}; ask for fewer, or for a "
         "smaller start or stride"
     )
-
-
-def _what_is(path: str | os.PathLike[str]) -> str:
-    if os.path.isdir(path):
-        return "a folder"
-    return "something that is no regular file" if os.path.exists(path) else "nothing there"

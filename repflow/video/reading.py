@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from heapq import heappop, heappush
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from typing import NamedTuple
 
 import av
@@ -28,9 +28,9 @@ from av.sidedata.sidedata import Type
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from repflow.video.cropping import shown_part
-from repflow.video.opening import IN_MEMORY, Source, VideoError, cut_short, name_of, open_video, too_short
-from repflow.video.packets import scan_packets
+from repflow.video.headers import cut_short, shown_part
+from repflow.video.opening import IN_MEMORY, Source, VideoError, name_of, open_video, too_short
+from repflow.video.packets import GAP, Key, legs, scan_packets
 
 _log = logging.getLogger(__name__)
 
@@ -92,42 +92,14 @@ def iter_frames(path: Source, start: int = 0, frames: int | None = None, stride:
         yield picture.copy()
 
 
-def choose_frames(
-    path: Source, choose: Callable[[int], Sequence[int]], length: int | None = None
-) -> Iterator[np.ndarray]:
-    """The frames that `choose`, given the video's length, names in ascending order; each uint8 RGB (H, W, 3).
+def measure(path: Source) -> tuple[int, list[av.VideoFrame]]:
+    """A video's exact length, and where only decoding tells it, the decoded frames (not yet RGB) for `choose_frames`.
 
-    With `length` None it is counted. Where only decoding tells it, the decoded frames wait in memory (not yet RGB),
-    so that none is decoded twice, up to HELD bytes; a longer video is decoded again. Gives views of memory that the
-    decoder may own. Raises as `read_clip` does.
-
-        middle = list(choose_frames("a.avi", lambda length: range(length // 2, length // 2 + 8)))
+    None of them where they take more than HELD bytes. Raises as `count_frames` does.
     """
-    held: list[av.VideoFrame] = []
-    if length is None:
-        length = _length_by_packets(path)
-    if length is None:
-        length, held = _decode_all(path)
-    numbers = choose(length)
-    if held:
-        return _to_rgb(path, (held[number] for number in numbers))
-    return pick(path, numbers, needed=numbers[-1])
-
-
-def _length_by_packets(path: Source) -> int | None:
-    with open_video(path) as stream:
-        promised = len(stream.index_entries)  # before reading adds to it
-        try:
-            scan = scan_packets(stream)
-        except av.FFmpegError:
-            scan = None  # decoding finds out how far the file is sound
-    if scan is None:
-        _remember_unprovable(path, 0)
-    return scan.packets if scan and scan.packets >= promised and not cut_short(path) else None
-
-
-def _decode_all(path: Source) -> tuple[int, list[av.VideoFrame]]:
-    """A video's length and its frames, as they were decoded; none where they take more than HELD bytes."""
+    length = _length_by_packets(path)
+    if length is not None:
+        return length, []
     length, held, size = 0, [], 0
     with open_video(path) as stream:
         for frame in _decode(stream, path):
@@ -138,6 +110,26 @@ def _decode_all(path: Source) -> tuple[int, list[av.VideoFrame]]:
             else:
                 held.clear()
     return length, held
+
+
+def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoFrame] = ()) -> Iterator[np.ndarray]:
+    """The frames of these ascending numbers, each uint8 RGB (H, W, 3), from `held` where `measure` holds them.
+
+    No frame is decoded twice. A long gap between two numbers is decoded only from its last key frame on, where the
+    packets prove that one's number. Gives views of memory that the decoder may own. Raises as `read_clip` does.
+
+        length, held = measure("a.avi")
+        middle = list(choose_frames("a.avi", range(length // 2, length // 2 + 8), held))
+    """
+    frames = (held[number] for number in numbers) if held else _wanted(path, numbers, needed=numbers[-1])
+    return _to_rgb(path, frames)
+
+
+def _length_by_packets(path: Source) -> int | None:
+    with open_video(path) as stream:
+        promised = len(stream.index_entries)  # before reading adds to it
+        length, _ = _scan(path, stream) or (-1, [])
+    return length if length >= promised and not cut_short(path) else None
 
 
 def _rate(stream: av.VideoStream) -> float:
@@ -255,36 +247,54 @@ def _pixels(frame: av.VideoFrame) -> list[bytes]:
     return [all_rows[: p.height, : p.width * size].tobytes() for p, all_rows in rows]
 
 
-def _from_key(source: Source, start: int) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
-    """(number, frame) from the last key frame before `start` on, as long as they come as the packets promise.
+def _from_keys(
+    source: Source, gaps: list[tuple[float, int]], last: int
+) -> Generator[tuple[int, av.VideoFrame], None, int | None]:
+    """(number, frame) from key frames before the gaps' ends on, as long as they come as the packets promise.
 
-    Returns the number to go on from in another way, or None at the video's end.
+    Returns the number to go on from in another way, or None after frame `last` or at the video's end.
     """
     with open_video(source) as stream:
         promised, size = len(stream.index_entries), (stream.width, stream.height)
-        try:
-            scan = scan_packets(stream, start)
-            if scan is None:
-                _remember_unprovable(source, start)
-            if not scan or not scan.number:
-                return 0
-            stream.container.seek(scan.time, stream=stream)
-        except av.FFmpegError:
-            return 0  # decoding in sequence finds out how far the file is sound
-        packets = stream.container.demux(stream)
-        number, waiting = scan.number, []
-        for packet in dropwhile(lambda packet: (packet.pos, packet.pts) != scan.place, packets):
-            if packet.size:
-                if packet.pts is None:
-                    return number
-                heappush(waiting, packet.pts)
-            for frame in frames_of(packet):
-                if (frame.width, frame.height) != size or not waiting or frame.pts != heappop(waiting):
-                    return number
-                yield number, frame
-                number += 1
-        complete = not waiting and number >= max(promised, scan.number + 1) and not cut_short(source)
-        return None if complete else number
+        scan = _scan(source, stream, gaps[-1][1])
+        way = legs(gaps, scan[1], last) if scan else []
+        if not way or not way[0][0].number:
+            return 0  # nothing is proved, or there is nothing to leave out
+        while way:
+            key, last = way.pop()
+            number, waiting = key.number, []
+            try:
+                stream.container.seek(key.time, stream=stream)
+            except av.FFmpegError:
+                return number
+            packets = stream.container.demux(stream)
+            for packet in dropwhile(lambda packet, place=key.place: (packet.pos, packet.pts) != place, packets):
+                if packet.size:
+                    if packet.pts is None:
+                        return number
+                    heappush(waiting, packet.pts)
+                for frame in frames_of(packet):
+                    if (frame.width, frame.height) != size or not waiting or frame.pts != heappop(waiting):
+                        return number
+                    yield number, frame
+                    number += 1
+                if number > last:
+                    break
+            else:
+                complete = not waiting and number >= max(promised, key.number + 1) and not cut_short(source)
+                return None if complete else number
+
+
+def _scan(source: Source, stream: av.VideoStream, stop: int = sys.maxsize) -> tuple[int, list[Key]] | None:
+    """`scan_packets`; where it fails, it is remembered, to spare the next clips of this file a look at its packets."""
+    try:
+        scan = scan_packets(stream, stop)
+    except av.FFmpegError:
+        scan = None  # decoding finds out how far the file is sound
+    stamp = _stamp(source)
+    if scan is None and stamp is not None:
+        _unprovable[stamp] = 0 if stop == sys.maxsize else min(stop, _unprovable.get(stamp, stop))
+    return scan
 
 
 def _stamp(source: Source) -> int | None:
@@ -295,17 +305,13 @@ def _stamp(source: Source) -> int | None:
     return hash((os.path.abspath(source), stat.st_size, stat.st_mtime_ns))
 
 
-def _remember_unprovable(source: Source, start: int) -> None:
-    """Spare the next clips of this file that begin there or later another look through its packets."""
-    stamp = _stamp(source)
-    if stamp is not None:
-        _unprovable[stamp] = min(start, _unprovable.get(stamp, start))
-
-
-def _numbered(source: Source, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) in display order, the first of them at or before `start`."""
-    may_seek = SEEK_FROM <= start < _unprovable.get(_stamp(source), sys.maxsize)
-    begin = (yield from _from_key(source, start)) if may_seek else 0
+def _numbered(source: Source, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) in display order, those of these numbers among them, as far as the video has them."""
+    gaps = [(-math.inf, numbers[0])]  # the wanted frames before and after them
+    if not isinstance(numbers, range):  # which has none longer than its stride, and may have no end
+        gaps += (pair for pair in pairwise(numbers) if pair[1] - pair[0] > GAP)
+    may_seek = SEEK_FROM <= gaps[-1][1] < _unprovable.get(_stamp(source), sys.maxsize)
+    begin = (yield from _from_keys(source, gaps, numbers[-1])) if may_seek else 0
     if begin is None:
         return
     with open_video(source) as stream:
@@ -319,27 +325,21 @@ def _pictures(path: Source, start: int, frames: int | None, stride: int) -> Iter
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     stop = sys.maxsize if frames is None else start + (frames - 1) * stride + 1
-    return pick(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
+    wanted = _wanted(path, range(start, stop, stride), needed=start if frames is None else stop - 1)
+    return _to_rgb(path, wanted)
 
 
-def pick(source: Source, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
-    """The frames of these ascending numbers, RGB; VideoError where the video ends before frame `needed`.
-
-    Views of memory that the decoder may own.
-    """
-
-    def numbered() -> Iterator[av.VideoFrame]:
-        length = 0
-        for number, frame in _numbered(source, numbers[0]):
-            length = number + 1
-            if number in numbers:
-                yield frame
-            if number == numbers[-1]:
-                break
-        if length <= needed:
-            raise too_short(source, needed, length)
-
-    return _to_rgb(source, numbered())
+def _wanted(source: Source, numbers: Sequence[int], needed: int) -> Iterator[av.VideoFrame]:
+    """The frames of these ascending numbers; VideoError where the video ends before frame `needed`."""
+    length = 0
+    for number, frame in _numbered(source, numbers):
+        length = number + 1
+        if number in numbers:
+            yield frame
+        if number == numbers[-1]:
+            break
+    if length <= needed:
+        raise too_short(source, needed, length)
 
 
 def survey(source: Source) -> tuple[VideoInfo, list[Fraction | None], bool]:
@@ -374,6 +374,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _to_rgb(source: Source, frames: Iterable[av.VideoFrame]) -> Iterator[np.ndarray]:
+    """RGB (H, W, 3) of each, as shown: views of memory that the decoder may own."""
     reformatter, part = VideoReformatter(), None  # reused: a new one for every frame halves the speed
     for frame in frames:
         part = part or shown_part(source, frame.height, frame.width)

@@ -1,6 +1,7 @@
-"""The part of each picture that the container says to show: Matroska's crop, the clean aperture of MP4 and MOV.
+"""What the file's headers say and FFmpeg's libraries leave to the program, so that it is read here.
 
-FFmpeg's libraries leave this crop to the program, and PyAV does not tell of it; so it is read from the file's headers.
+That is the part of each picture to show, Matroska's crop and the clean aperture of MP4 and MOV, of which PyAV does not
+tell; and the size of a Matroska file.
 """
 
 import io
@@ -13,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 from repflow.video.opening import IN_MEMORY, Source
 
-_VIDEO = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae", b"\xe0"  # Segment, Tracks, TrackEntry, Video
+_MATROSKA, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_VIDEO = _SEGMENT, b"\x16\x54\xae\x6b", b"\xae", b"\xe0"  # Segment, Tracks, TrackEntry, Video
 _CROPS = b"\x54\xbb", b"\x54\xaa", b"\x54\xcc", b"\x54\xdd"  # top, bottom, left, right
 _APERTURE = b"mdia", b"minf", b"stbl", b"stsd", b"clap"
 _FIXED = {b"stsd": 8 + 86}  # bytes before the parts within: the list's own, and those of its first entry
@@ -29,7 +31,7 @@ def shown_part(source: Source, height: int, width: int) -> tuple[slice, slice]:
         rows, columns = shown_part("cropped.mkv", 96, 160)  # slice(0, 80), slice(0, 160)
     """
     with io.BytesIO(source) if isinstance(source, IN_MEMORY) else open(source, "rb") as file:
-        matroska = file.read(4) == b"\x1a\x45\xdf\xa3"
+        matroska = file.read(4) == _MATROSKA
         parts = _Parts(file, _element if matroska else _box, iter(range(_MOST)))
         whole = range(file.seek(0, os.SEEK_END))
         if matroska:
@@ -44,6 +46,17 @@ def shown_part(source: Source, height: int, width: int) -> tuple[slice, slice]:
     if 0 <= top < bottom <= height and 0 <= left < right <= width:
         return slice(top, bottom), slice(left, right)
     return slice(0, height), slice(0, width)
+
+
+def cut_short(source: Source) -> bool:
+    """Whether a Matroska or WebM file is smaller than its own header says, which FFmpeg lets pass."""
+    with io.BytesIO(source) if isinstance(source, IN_MEMORY) else open(source, "rb") as file:
+        head, size = file.read(4096), file.seek(0, os.SEEK_END)
+    at = head.find(_SEGMENT)
+    if not head.startswith(_MATROSKA) or at < 0:
+        return False
+    _, _, end = _element(head[at:])
+    return end < sys.maxsize and at + end > size
 
 
 class _Parts(NamedTuple):
