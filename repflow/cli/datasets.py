@@ -40,7 +40,6 @@ KINDS = {
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list, --numbers, --group, --flow, --cache, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
@@ -57,7 +56,6 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quarantine(parser: argparse.ArgumentParser) -> None:
-    """--quarantine."""
     parser.add_argument("--quarantine", type=Path, metavar="FILE", help="leave out the videos of this list, or of the "
         "folder that data check --out wrote into (default: ROOT/quarantine.txt, if there)")  # fmt: skip
 

@@ -174,16 +174,11 @@ def _row(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> dict[str, A
     if kind == "hmdb51" and config["init_from"]:
         before = read_checkpoint(config["init_from"])["config"]["about"].get("set")
         data_set = "hmdb51_kinetics" if before == "kinetics" else data_set
-    return {
-        "system": config["model"],
-        "backbone": config["options"].get("backbone") or SYSTEMS[config["model"]].backbones[0],
-        "data_set": data_set,
-        "fold": arguments.fold if kind == "hmdb51" else None,
-        "clips": arguments.clips,
-        "crops": arguments.crops,
-        "seed": config["recipe"]["seed"],
-        "seconds": seconds_of(arguments.checkpoint),
-    }
+    system, fold = config["model"], arguments.fold if kind == "hmdb51" else None
+    backbone = config["options"].get("backbone") or SYSTEMS[system].backbones[0]
+    row = {"system": system, "backbone": backbone, "data_set": data_set, "fold": fold}
+    row |= {"clips": arguments.clips, "crops": arguments.crops}
+    return row | {"seed": config["recipe"]["seed"], "seconds": seconds_of(arguments.checkpoint)}
 
 
 def _show(measured: dict[str, float | int]) -> None:

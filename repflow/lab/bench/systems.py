@@ -248,8 +248,7 @@ def _flow_tasks(frames: Tensor) -> dict[str, Task]:
 
 
 def _clip_flow(frames: Tensor, at_once: int) -> None:
-    pairs = zip(frames[:-1].split(at_once), frames[1:].split(at_once), strict=True)
-    for first, second in pairs:
+    for first, second in zip(frames[:-1].split(at_once), frames[1:].split(at_once), strict=True):
         tvl1(first, second)
 
 
