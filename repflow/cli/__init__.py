@@ -7,9 +7,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from repflow import __version__
 from repflow.cli import bench, classify, compare, convert, data, doctor, evaluate, flow, run, sweep, train
+from repflow.cli.options import add_subcommands
 from repflow.interrupts import lasting_interrupts
 from repflow.lab.parameters import UsageError
 
@@ -62,10 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Its subcommands, which are parsers of this class, tell of unknown arguments with their own usage."""
 
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        namespace, unknown = super().parse_known_args(args, namespace)
+    def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[argparse.Namespace, list[str]]:
+        namespace, unknown = super().parse_known_args(*arguments, **options)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
@@ -75,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands, each from the module of its name."""
     parser = _Parser(prog="repflow", description="Understand, run and measure representation flow.")
     parser.add_argument("--version", action="version", version=f"repflow {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (module, text) in COMMANDS.items():
-        description = module.run.__doc__ if hasattr(module, "run") else None
-        module.add(commands.add_parser(name, help=text, description=description, allow_abbrev=False))
+    entries = ((name, module.add, getattr(module, "run", None), text) for name, (module, text) in COMMANDS.items())
+    add_subcommands(parser, "COMMAND", *entries)
     parser.set_defaults(parse=parser.parse_args)
     return parser

@@ -9,20 +9,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repflow.cli.options import check_writable, numbers_of
+from repflow.cli.options import check_out, numbers_of
+from repflow.files import Row, write_csv, write_whole
 from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
     from repflow.classify import Answer
-    from repflow.files import Row
 
 FILMS, TABLES = (".mp4", ".gif"), (".csv", ".json")
 _log = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow classify`."""
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("videos", type=Path, nargs="+", metavar="VIDEO", help="any video file")
     add("--checkpoint", type=Path, required=True, metavar="FILE",
@@ -42,7 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out, arguments.videos)
     from repflow.classify import class_names, classify, write_labelled
     from repflow.data.lists import read_classes
-    from repflow.files import write_csv, write_whole
     from repflow.training import open_checkpoint
 
     checkpoint = open_checkpoint(arguments.checkpoint)
@@ -76,13 +73,11 @@ def _check_window(window: str | None) -> None:
 def _check_out(out: Path | None, videos: list[Path]) -> None:
     if out is None:
         return
-    if out.suffix.lower() not in FILMS + TABLES:
-        raise UsageError(f"--out {out}: expected a name that ends in {', '.join(FILMS + TABLES)}")
+    check_out(out, *FILMS, *TABLES)
     if out.suffix.lower() in FILMS and len(videos) > 1:
         raise UsageError(f"--out {out}: shows one video, got {len(videos)}; name one, or a .csv or .json file")
     if any(out.exists() and video.exists() and out.samefile(video) for video in videos):
         raise UsageError(f"--out {out}: is the video itself; take another name")
-    check_writable(out)
 
 
 def _window_of(video: Path, window: str | None) -> int | None:
@@ -102,7 +97,7 @@ def _show(video: Path, answers: "list[Answer]") -> None:
     sys.stdout.flush()  # the next video may take long
 
 
-def _rows(video: Path, answers: "list[Answer]") -> "list[Row]":
+def _rows(video: Path, answers: "list[Answer]") -> list[Row]:
     name = os.fspath(video).encode("utf-8", "backslashreplace").decode()  # file names may be in any encoding
     return [
         {"video": name, "start": part.start, "end": part.end, "rank": rank, "label": label, "probability": share}

@@ -4,19 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from repflow.files import read_csv
+from repflow.records import results_folder
+
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow compare`."""
-    parser.set_defaults(command=run)
     parser.add_argument("--ours", type=Path, metavar="FILE", help="our table (default: results/ours.csv)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The paper's top-1 accuracies beside ours, with the difference in points, as a Markdown table; `not run` where we
     have none."""
-    from repflow.files import read_csv
     from repflow.lab.results import compare, markdown
-    from repflow.records import results_folder
 
     default = results_folder() / "ours.csv"
     file = arguments.ours or default

@@ -6,8 +6,6 @@ from pathlib import Path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow convert`."""
-    parser.set_defaults(command=run)
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="a .pt file of the 2019 release")
     parser.add_argument("out", type=Path, metavar="DIR", help="gets model.safetensors and model.json")
 

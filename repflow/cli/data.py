@@ -13,6 +13,7 @@ from repflow.cli.options import add_subcommands, numbers_of
 def add(parser: argparse.ArgumentParser) -> None:
     for command in add_subcommands(
         parser,
+        "WHAT",
         ("make", _add_make, _make, "generated videos of twelve motions"),
         ("unpack", None, _unpack, "HMDB51's official archives"),
         ("check", _add_check, _check, "decode every video, list the bad ones"),

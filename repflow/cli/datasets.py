@@ -40,7 +40,6 @@ KINDS = {
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """--data, --fold, --classes, --list, --numbers, --group, --cache, --quarantine."""
     add = parser.add_argument
     add("--data", nargs=2, metavar=("SET", "ROOT"), help=f"a data set ({', '.join(KINDS)}) and its folder")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="of HMDB51 or UCF101 (default: 1)")
@@ -51,12 +50,12 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     add("--numbers", type=Path, metavar="FILE", help="kinetics: the class names of a JSON list's numbers, JSON too")
     add("--group", metavar="REGEX", help="folder: what it finds in a file's name is the source, whose clips stay "
         "together, such as _g[0-9]+")  # fmt: skip
+    add("--flow", metavar="DIR", help="the folder that extract-flow wrote, or tvl1 to compute flow while reading")
     add("--cache", metavar="DIR", help="keep the decoded, reduced frames of all videos in this folder, for speed")
     add_quarantine(parser)
 
 
 def add_quarantine(parser: argparse.ArgumentParser) -> None:
-    """--quarantine."""
     parser.add_argument("--quarantine", type=Path, metavar="FILE", help="leave out the videos of this list, or of the "
         "folder that data check --out wrote into (default: ROOT/quarantine.txt, if there)")  # fmt: skip
 
@@ -86,20 +85,3 @@ def open_dataset(arguments: argparse.Namespace, subset: str, classes: Sequence[s
     options = {parameter: getattr(arguments, argument) for argument, parameter in kind.given.items()} | dict(kind.fixed)
     options |= {"classes": arguments.classes or classes, "quarantine": arguments.quarantine}
     return getattr(repflow.data, kind.name)(root, subset=kind.test if subset == "test" else subset, **options)
-
-
-def add_clips(parser: argparse.ArgumentParser) -> None:
-    """--frames, --stride, --resize, --crop, --flow: without them clips are as in the checkpoint's training."""
-    add = parser.add_argument
-    add("--frames", type=int, metavar="N", help="of a clip (default for this and the next three: as in training)")
-    add("--stride", type=int, metavar="N", help="take every N-th frame")
-    add("--resize", type=int, metavar="PX", help="the shorter side before cutting")
-    add("--crop", type=int, metavar="PX", help="side of the square that is cut out")
-    add("--flow", metavar="DIR", help="the folder that extract-flow wrote, or tvl1 to compute flow while reading")
-
-
-def clip_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for `Clips` and `Views`: the defaults, over them what was asked for."""
-    names = ("frames", "stride", "resize", "crop", "flow")
-    asked = {name: getattr(arguments, name) for name in names}
-    return {**defaults, **{name: value for name, value in asked.items() if value is not None}}

@@ -31,9 +31,8 @@ MODULES = {"griffelib": "griffe", "pillow": "PIL", "scikit-image": "skimage", "o
 _PATH = re.compile(r"[^\s'\"(]*[/\\][^\s'\"():;,]*")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add(_: argparse.ArgumentParser) -> None:
     """`repflow doctor` has no arguments."""
-    parser.set_defaults(command=run)
 
 
 def run(_: argparse.Namespace) -> int:
@@ -100,22 +99,20 @@ def _package(name: str, specifier: "SpecifierSet") -> tuple[str, str]:
 
 
 def _engines() -> Iterator[Line]:
-    import torch
-
     from repflow.solver import ENGINES
 
     for engine in ENGINES[1:]:  # the first is "auto"
-        if engine == "cuda" and not torch.cuda.is_available():
-            yield "none", f"engine {engine}", "PyTorch finds no GPU here; see GPU below"
-        elif engine == "cuda" and importlib.util.find_spec("triton") is None:
-            yield "none", f"engine {engine}", "python -m pip install triton"
-        else:
-            yield _engine(engine)
+        state, found = _engine(engine)
+        yield state, f"engine {engine}", found
 
 
-def _engine(engine: str) -> Line:
+def _engine(engine: str) -> tuple[str, str]:
     import torch
 
+    if engine == "cuda" and not torch.cuda.is_available():
+        return "none", "PyTorch finds no GPU here; see GPU below"
+    if engine == "cuda" and importlib.util.find_spec("triton") is None:
+        return "none", "python -m pip install triton"
     start = time.perf_counter()
     try:
         solution = _solution(engine)
@@ -123,8 +120,8 @@ def _engine(engine: str) -> Line:
         if not torch.allclose(solution, _solution("reference"), rtol=1e-3, atol=1e-4):
             raise ArithmeticError("it computes something else than the reference")
     except Exception as error:  # from compilers and drivers, too
-        return "BAD", f"engine {engine}", f"{_reason(error)}; {ENGINE[engine]}; until then take engine='reference'"
-    return "OK", f"engine {engine}", f"first call {seconds:.1f} s"
+        return "BAD", f"{_reason(error)}; {ENGINE[engine]}; until then take engine='reference'"
+    return "OK", f"first call {seconds:.1f} s"
 
 
 def _solution(engine: str) -> "Tensor":

@@ -8,7 +8,8 @@ from shlex import quote
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from repflow.cli.datasets import KINDS, add_clips, add_dataset, check_dataset, clip_settings, open_dataset
+from repflow.cli.datasets import KINDS, add_dataset, check_dataset, open_dataset
+from repflow.cli.options import numbers_of
 from repflow.lab.parameters import UsageError
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow evaluate`."""
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE",
         help="weights: of a run of this package, or a .pt file (or its conversion) of the 2019 release")  # fmt: skip
@@ -31,7 +30,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--predictions", type=Path, nargs="+", metavar="FILE", help="instead: what earlier evaluations saved")
     add("--weights", type=float, nargs="+", metavar="W", help="fuse those predictions: a weight for each")
     add_dataset(parser)
-    add_clips(parser)
+    add("--frames", type=int, metavar="N", help="of a clip (default for this and the next three: as in training)")
+    add("--stride", type=int, metavar="N", help="take every N-th frame")
+    add("--resize", type=int, metavar="PX", help="the shorter side before cutting")
+    add("--crop", type=int, metavar="PX", help="side of the square that is cut out")
     add("--clips", type=int, default=10, metavar="N", help="clips of a video (default: 10)")
     add("--crops", type=int, choices=(1, 3), default=1, help="crops of a clip (default: 1)")
     add("--batch", type=int, default=16, metavar="N", help="clips at once, a video's views too (default: 16)")
@@ -48,41 +50,27 @@ def run(arguments: argparse.Namespace) -> int:
     Several processes share the videos: torchrun --nproc-per-node 4 -m repflow evaluate ..., or srun repflow evaluate
     ..."""
     _check_usage(arguments)
-    from repflow.processes import process_group
-
-    started = perf_counter()
     if arguments.predictions:
-        return _compared(arguments)
-    with process_group() as first:
-        if not first:
-            logging.getLogger("repflow").setLevel(logging.WARNING)  # the first one speaks
-        predictions, row = _evaluated(arguments)
-    if not first:
-        return 0
-    measured = _told(predictions, arguments)
-    if arguments.ours:
-        from repflow.lab.results import add_result
-
-        row["seconds"] += perf_counter() - started
-        add_result(arguments.ours, measured, **row)
+        _compare(arguments)
+    else:
+        _evaluate(arguments)
     return 0
 
 
-def _compared(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> None:
     """Fuse saved predictions where there are weights, else show each and the mean over folds."""
     from repflow.evaluation import Predictions, folds, fuse, measures, write_metrics
 
     parts = [Predictions.load(path) for path in arguments.predictions]
     if arguments.weights or len(parts) == 1:
         _told(fuse(parts, arguments.weights) if arguments.weights else parts[0], arguments)
-        return 0
+        return
     for part in parts:
         _show(measures(part))
     mean = folds(parts)
     _show(mean)
     if arguments.out:
         write_metrics(arguments.out, mean | {"predictions": arguments.predictions})
-    return 0
 
 
 def _told(predictions: "Predictions", arguments: argparse.Namespace) -> dict[str, float | int]:
@@ -99,29 +87,41 @@ def _told(predictions: "Predictions", arguments: argparse.Namespace) -> dict[str
 def _check_usage(arguments: argparse.Namespace) -> None:
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         raise UsageError("expected either --checkpoint or --predictions")
-    if arguments.ours and not arguments.checkpoint:
-        raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
-    if arguments.batch < 1:
-        raise UsageError(f"--batch: expected a whole number >= 1, got {arguments.batch}")
-    if arguments.checkpoint and arguments.weights:
-        raise UsageError("--weights: fusion takes --predictions of several models")
+    numbers_of(arguments, batch=1)
     if arguments.checkpoint:
+        if arguments.weights:
+            raise UsageError("--weights: fusion takes --predictions of several models")
         check_dataset(arguments)
+    elif arguments.ours:
+        raise UsageError("--ours: a row of it is a --checkpoint on one data set and fold")
 
 
-def _evaluated(arguments: argparse.Namespace) -> "tuple[Predictions, dict[str, Any]]":
-    """What the checkpoint says of the test videos, and what the table --ours will say of it; see `_row`."""
+def _evaluate(arguments: argparse.Namespace) -> None:
+    """Show what the checkpoint says of the test videos, and add it to the table --ours."""
     from repflow.data import Views
     from repflow.evaluation import evaluate
+    from repflow.lab.results import add_result
+    from repflow.processes import process_group
     from repflow.training import open_checkpoint
 
-    checkpoint = open_checkpoint(arguments.checkpoint, arguments.key, arguments.feed)
-    _check_fold(arguments, checkpoint)
-    row = _row(arguments, checkpoint) if arguments.ours else {}
-    source = _source(arguments, checkpoint)
-    settings = clip_settings(arguments, checkpoint.clips)
-    views = Views(source, clips=arguments.clips, crops=arguments.crops, cache=arguments.cache, **settings)
-    return evaluate(checkpoint.model, views, source, arguments.batch, arguments.workers), row
+    started = perf_counter()
+    with process_group() as first:
+        if not first:
+            logging.getLogger("repflow").setLevel(logging.WARNING)  # the first one speaks
+        checkpoint = open_checkpoint(arguments.checkpoint, arguments.key, arguments.feed)
+        _check_fold(arguments, checkpoint)
+        row = _row(arguments, checkpoint) if arguments.ours else {}
+        source = _source(arguments, checkpoint)
+        cut = {name: getattr(arguments, name) for name in ("frames", "stride", "resize", "crop", "flow")}
+        settings = checkpoint.clips | {name: value for name, value in cut.items() if value is not None}
+        views = Views(source, clips=arguments.clips, crops=arguments.crops, cache=arguments.cache, **settings)
+        predictions = evaluate(checkpoint.model, views, source, arguments.batch, arguments.workers)
+    if not first:
+        return
+    measured = _told(predictions, arguments)
+    if arguments.ours:
+        row["seconds"] += perf_counter() - started
+        add_result(arguments.ours, measured, **row)
 
 
 def _source(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> "Listed":
@@ -174,16 +174,11 @@ def _row(arguments: argparse.Namespace, checkpoint: "Checkpoint") -> dict[str, A
     if kind == "hmdb51" and config["init_from"]:
         before = read_checkpoint(config["init_from"])["config"]["about"].get("set")
         data_set = "hmdb51_kinetics" if before == "kinetics" else data_set
-    return {
-        "system": config["model"],
-        "backbone": config["options"].get("backbone") or SYSTEMS[config["model"]].backbones[0],
-        "data_set": data_set,
-        "fold": arguments.fold if kind == "hmdb51" else None,
-        "clips": arguments.clips,
-        "crops": arguments.crops,
-        "seed": config["recipe"]["seed"],
-        "seconds": seconds_of(arguments.checkpoint),
-    }
+    system, fold = config["model"], arguments.fold if kind == "hmdb51" else None
+    backbone = config["options"].get("backbone") or SYSTEMS[system].backbones[0]
+    row = {"system": system, "backbone": backbone, "data_set": data_set, "fold": fold}
+    row |= {"clips": arguments.clips, "crops": arguments.crops}
+    return row | {"seed": config["recipe"]["seed"], "seconds": seconds_of(arguments.checkpoint)}
 
 
 def _show(measured: dict[str, float | int]) -> None:

@@ -4,12 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from repflow.cli.options import check_writable, numbers_of
+from repflow.cli.options import check_out, numbers_of
 from repflow.lab.parameters import UsageError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("video", type=Path, metavar="VIDEO", help="any video file")
     add("--out", type=Path, required=True, metavar="FILE",
@@ -31,27 +30,23 @@ def run(arguments: argparse.Namespace) -> int:
     arrays: `flow` (T-1, 2, H, W) in pixels per frame taken, u to the right and v down, and `fps`."""
     options = numbers_of(arguments, start=0, frames=1, stride=1, width=1)
     if arguments.checkpoint:
-        return _learned_flow(arguments)
-    for name in ("channels", "layer"):
-        if getattr(arguments, name) is not None:
-            raise UsageError(f"--{name}: is of the flow inside a trained model; name it: --checkpoint FILE")
-    suffix = arguments.out.suffix.lower()
-    if suffix not in (".gif", ".mp4", ".npz", ".flo"):
-        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif, .mp4, .npz or .flo")
-    check_writable(arguments.out)
-    from repflow.data.flow import write_flow_flo, write_flow_npz
-    from repflow.figures import write_flow_gif, write_flow_mp4
+        check_out(arguments.out, ".gif", ".mp4")
+        _write_learned_flow(arguments)
+    else:
+        for name in ("channels", "layer"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name}: is of the flow inside a trained model; name it: --checkpoint FILE")
+        check_out(arguments.out, ".gif", ".mp4", ".npz", ".flo")
+        from repflow.data.flow import write_flow_flo, write_flow_npz
+        from repflow.figures import write_flow_gif, write_flow_mp4
 
-    writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
-    writers[suffix](arguments.video, arguments.out, **options)
+        writers = {".gif": write_flow_gif, ".mp4": write_flow_mp4, ".npz": write_flow_npz, ".flo": write_flow_flo}
+        writers[arguments.out.suffix.lower()](arguments.video, arguments.out, **options)
     sys.stdout.write(f"{arguments.out}\n")
     return 0
 
 
-def _learned_flow(arguments: argparse.Namespace) -> int:
-    if arguments.out.suffix.lower() not in (".gif", ".mp4"):
-        raise UsageError(f"--out {arguments.out}: expected a name that ends in .gif or .mp4")
-    check_writable(arguments.out)
+def _write_learned_flow(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
@@ -74,5 +69,3 @@ def _learned_flow(arguments: argparse.Namespace) -> int:
     if wrong := [channel for channel in channels if channel not in range(flow.shape[1])]:
         raise UsageError(f"--channels {wrong[0]}: this flow has channels 0 to {flow.shape[1] - 1}")
     write_channels(arguments.out, pixels, flow, channels, flow_rate(arguments.video, arguments.stride))
-    sys.stdout.write(f"{arguments.out}\n")
-    return 0

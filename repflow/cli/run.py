@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from repflow.lab import jobs
 from repflow.lab.parameters import PROFILES
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("notebooks", nargs="*", metavar="NOTEBOOK", help="number, name or .ipynb file (default: all, in order)")
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -19,8 +19,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute notebooks and write a folder with their pages, figures and metrics; its index page is the last line."""
-    from repflow.lab import jobs
-
     planned = jobs.plan(arguments.notebooks, arguments.parameters, arguments.profile)
     from repflow.lab import runner
 

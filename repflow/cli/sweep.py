@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repflow.cli import train
-from repflow.lab.parameters import PROFILES, UsageError
+from repflow.cli.options import numbers_of
+from repflow.files import text_table
+from repflow.lab.parameters import PROFILES, UsageError, naming
+from repflow.lab.sweeps.grid import Sweep, read_sweep
 
 if TYPE_CHECKING:
-    from repflow.lab.sweeps.grid import Sweep
     from repflow.lab.sweeps.run import Executor
 
 _log = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow sweep`."""
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="a sweep (.toml), such as those in notebooks/sweeps")
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -37,11 +37,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run every point of a grid of parameters, and write a table (CSV) and a figure (PNG). All is checked before the
     first one starts. What is finished is kept: a sweep that was stopped goes on where it was."""
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UsageError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
-    from repflow.files import text_table
+    numbers_of(arguments, jobs=1)
     from repflow.lab.sweeps.figure import summary, write_outcome
-    from repflow.lab.sweeps.grid import read_sweep
     from repflow.lab.sweeps.run import read_result, run_sweep
 
     sweep = read_sweep(arguments.file, arguments.profile, dict(arguments.parameters))
@@ -78,7 +75,7 @@ def _executor(arguments: argparse.Namespace, out: Path) -> "Executor":
     return slurm(out / "slurm", {name: int(value) if value.isdecimal() else value for name, _, value in pairs})
 
 
-def check_commands(sweep: "Sweep", parse: Callable[[list[str]], argparse.Namespace]) -> None:
+def check_commands(sweep: Sweep, parse: Callable[[list[str]], argparse.Namespace]) -> None:
     """Let the parser see every command line of this program, and build every model that one trains without memory.
 
     Raises UsageError for a line or a model that would be refused later, when its turn comes.
@@ -86,15 +83,14 @@ def check_commands(sweep: "Sweep", parse: Callable[[list[str]], argparse.Namespa
     models = []
     for command in (command for point in sweep.points for command in point.commands if command[0] == "repflow"):
         message = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(message):
-                arguments = parse(command[1:])
+        with naming(f"{' '.join(command)}: "):
+            try:
+                with contextlib.redirect_stderr(message):
+                    arguments = parse(command[1:])
+            except SystemExit:
+                raise UsageError(message.getvalue().strip().splitlines()[-1]) from None
             if arguments.command is train.run:
                 model = (arguments.model, train.settings_of(arguments)[1])
                 if model not in models:
                     models.append(model)
                     train.check_model(*model)
-        except SystemExit:
-            raise UsageError(f"{' '.join(command)}: {message.getvalue().strip().splitlines()[-1]}") from None
-        except ValueError as error:
-            raise UsageError(f"{' '.join(command)}: {error}") from None

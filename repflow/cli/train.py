@@ -18,13 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `repflow train`."""
-    parser.set_defaults(command=run)
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="a system, such as repflow_2plus1d; a wrong name lists all")
     add("--out", required=True, type=Path, metavar="DIR", help="the run's folder; the same command goes on there")
     add_dataset(parser)
-    add("--flow", metavar="DIR", help="the folder that extract-flow wrote, or tvl1 to compute flow while reading")
     add("--preset", metavar="NAME", help="motion, 2019 or modern (default: motion for synthetic, else modern)")
     add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="of the recipe or the model, such as steps=2000 rate=1e-3 backbone=resnet18_2d flip=false crop=none, "
@@ -50,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     except TrainingError as error:
         sys.stderr.write(f"repflow: {error}\n")
         return 1
-    best = trained.best
-    if _speaks() and best:
-        sys.stdout.write(f"best validation: top-1 {best['top1']:.2f} %, loss {best['loss']:.4f}, step {best['step']}\n")
     if _speaks():
+        if best := trained.best:
+            top1, loss, step = (best[name] for name in ("top1", "loss", "step"))
+            sys.stdout.write(f"best validation: top-1 {top1:.2f} %, loss {loss:.4f}, step {step}\n")
         sys.stdout.write(f"{arguments.out}\n")
     return 0
 
@@ -62,7 +59,8 @@ def _train(arguments: argparse.Namespace) -> "Trained":
     from repflow.training import split, train
 
     recipe, options = settings_of(arguments)
-    check_model(arguments.model, options, arguments.init_from if _is_new(arguments.out) else None)
+    is_new = not any((arguments.out / "checkpoints").glob("step-*.pt"))
+    check_model(arguments.model, options, arguments.init_from if is_new else None)
     source = open_dataset(arguments, "train")
     training, validation = split(source, recipe.validation, recipe.seed) if recipe.validation else (source, None)
     if validation and not validation.samples:  # one video of each class
@@ -75,6 +73,7 @@ def _train(arguments: argparse.Namespace) -> "Trained":
             "the first steps take longest: videos are opened for the first time, and code is compiled\n"
         )
     recipe = _fitted(recipe, len(training.samples), arguments)
+    group = {"group": arguments.group} if arguments.group else {}
     return train(
         arguments.model,
         recipe.clips(training, train=True, flow=arguments.flow, cache=arguments.cache),
@@ -85,8 +84,7 @@ def _train(arguments: argparse.Namespace) -> "Trained":
         init_from=arguments.init_from,
         devices=arguments.devices,
         nodes=arguments.nodes,
-        about={"set": arguments.data[0], "fold": arguments.fold}
-        | ({"group": arguments.group} if arguments.group else {}),
+        about={"set": arguments.data[0], "fold": arguments.fold} | group,
         **options,
     )
 
@@ -102,10 +100,6 @@ def check_model(name: str, options: Mapping[str, Any], init_from: Path | None = 
         model = build_model(name, 2, **{**options, "weights": None})
     if init_from:
         body_weights(model, init_from)
-
-
-def _is_new(out: Path) -> bool:
-    return not any((out / "checkpoints").glob("step-*.pt"))
 
 
 def _fitted(recipe: "Recipe", videos: int, arguments: argparse.Namespace) -> "Recipe":

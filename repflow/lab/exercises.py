@@ -24,7 +24,6 @@ from repflow.solver import Kernels, classical_kernels, image_gradient, solve
 from repflow.tvl1 import grey
 
 Array = np.ndarray
-Clips = tuple[Array, Tensor, Tensor]
 
 
 def _whole(number: float) -> int:
@@ -163,7 +162,7 @@ def sixteen_classes(percent: float) -> bool:
 
 
 @cache
-def _second_flows() -> Clips:
+def _second_flows() -> tuple[Array, Tensor, Tensor]:
     """Which of 24 clips speed up (24,), and their bare second flow and the gradient it saw, (24, 7, 2, H, W) each."""
     rng, names = np.random.default_rng(1), PAIRS[0] * 12
     maps = torch.from_numpy(np.stack([grey(render(name, rng, 32)) for name in names]))[:, None]  # (24, 1, 9, H, W)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repflow.lab.parameters import Parameter, UsageError, read_parameters, unknown
+from repflow.lab.parameters import Parameter, UsageError, naming, read_parameters, unknown
 from repflow.records import shipped
 
 OWN_PAGES = {"index": "Run", "api": "Reference"}  # a run's own pages: file name and title
@@ -68,14 +68,12 @@ def plan(names: Sequence[str], overrides: Sequence[tuple[str, str]] = (), profil
 def _job(path: Path, parameters: Mapping[str, Parameter], overrides: Sequence[tuple[str, str]], profile: str) -> Job:
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     values = dict(defaults)
-    try:
+    with naming(f"{path.stem}: "):
         for name, value in read_profile(path.parent, profile).get(path.stem, {}).items():
             if name not in parameters:
                 raise UsageError(f"profile {profile}: {_no_parameter(name, {path: parameters})}")
             values[name] = parameters[name].check(value)
         values |= {name: parameters[name].parse(text) for name, text in overrides if name in parameters}
-    except UsageError as error:
-        raise UsageError(f"{path.stem}: {error}") from None
     return Job(path, values, {name: value for name, value in values.items() if value != defaults[name]})
 
 

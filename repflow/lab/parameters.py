@@ -13,8 +13,8 @@ import math
 import operator
 import re
 import tokenize
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -36,6 +36,15 @@ _NUMBERS = (int, float, int | None, float | None)
 
 class UsageError(ValueError):
     """A request that cannot be met; the message says what to change. Nothing has been started or written."""
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Make a ValueError within a UsageError, the place before its message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{place}{error}") from None
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,8 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1 or tagged[0].cell_type != "code":
         raise UsageError(f"{notebook.stem}: expected one code cell tagged 'parameters', found {len(tagged)}")
-    try:
+    with naming(f"{notebook.stem}, parameters cell, "):
         return _read_cell(tagged[0].source)
-    except UsageError as error:
-        raise UsageError(f"{notebook.stem}, parameters cell, {error}") from None
 
 
 def _read_cell(source: str) -> dict[str, Parameter]:
@@ -153,12 +160,10 @@ def _read_cell(source: str) -> dict[str, Parameter]:
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     parameters: dict[str, Parameter] = {}
     for statement in statements:
-        try:
+        with naming(f"line {statement.lineno}: "):
             parameter = _read_line(statement, comments.get(statement.end_lineno, ""))
             if parameter.name in parameters:
                 raise UsageError(f"{parameter.name} is there twice")
-        except UsageError as error:
-            raise UsageError(f"line {statement.lineno}: {error}") from None
         parameters[parameter.name] = parameter
     return parameters
 

@@ -8,10 +8,8 @@ from typing import Any
 import griffe
 from markupsafe import Markup
 
-MODULES = (
-    *("repflow", "repflow.data", "repflow.video", "repflow.official"),
-    *("repflow.training", "repflow.evaluation", "repflow.classify"),
-)
+_PARTS = "data", "video", "official", "training", "evaluation", "classify"
+MODULES = ("repflow", *(f"repflow.{part}" for part in _PARTS))
 
 
 def read_modules() -> list[dict[str, Any]]:

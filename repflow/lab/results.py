@@ -1,6 +1,6 @@
 """The paper's table and ours: results that are added to a file, and the comparison of the two."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import mean
@@ -41,12 +41,9 @@ def add_result(
     commit are added here. Raises UsageError for an unknown system, backbone, data set or fold, and a table of
     other columns.
     """
-    if system not in SYSTEMS:
-        raise UsageError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
-    if backbone not in SYSTEMS[system].backbones:
-        raise UsageError(f"backbone: expected one of {', '.join(SYSTEMS[system].backbones)}, got {backbone!r}")
-    if data_set not in (*DATA_SETS, OURS):
-        raise UsageError(f"data_set: expected one of {', '.join((*DATA_SETS, OURS))}, got {data_set!r}")
+    _check_known("system", system, SYSTEMS)
+    _check_known("backbone", backbone, SYSTEMS[system].backbones)
+    _check_known("data_set", data_set, (*DATA_SETS, OURS))
     folds = (1, 2, 3) if data_set.startswith("hmdb51") else (None,)
     if fold not in folds:
         raise UsageError(f"fold: expected {' or '.join(map(str, folds))} on {data_set}, got {fold!r}")
@@ -59,6 +56,11 @@ def add_result(
         append_csv(file, row)
     except ValueError as error:
         raise UsageError(error) from None
+
+
+def _check_known(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 def compare(ours: Sequence[Mapping[str, str]], paper: Mapping[str, Mapping[str, str]] | None = None) -> list[Row]:
@@ -104,25 +106,18 @@ def _line(method: str, data_set: str, paper: float | None, runs: Sequence[Mappin
         return line | {"ours": NOT_RUN, "delta": None, "interval": None, "runs": None}
     folds = sorted({run["fold"] for run in runs})
     top1 = mean(mean(float(run["top1"]) for run in runs if run["fold"] == fold) for fold in folds)
+    delta = None if paper is None else top1 - paper
     interval = f"{float(runs[0]['ci_low']):.1f} to {float(runs[0]['ci_high']):.1f}" if len(runs) == 1 else None
-    return line | {
-        "ours": top1,
-        "delta": None if paper is None else top1 - paper,
-        "interval": interval,
-        "runs": _protocol(runs, folds),
-    }
+    return line | {"ours": top1, "delta": delta, "interval": interval, "runs": _protocol(runs, folds)}
 
 
 def _protocol(runs: Sequence[Mapping[str, str]], folds: Sequence[str]) -> str:
     """In words: how ours was measured, so that nobody takes a delta for more than it is."""
-    first = runs[0]
-    counts = [sum(int(run[name]) for run in runs) for name in COUNTS]
-    parts = [first["backbone"], f"{first['clips']} × {first['crops']} views"]
-    if folds != [""]:
-        parts.append(f"{'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)} of 3")
-    seeds = len({run["seed"] for run in runs})
-    parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
-    return ", ".join(parts) + f"; evaluated {counts[0]} of {counts[1]}"
+    first, seeds = runs[0], len({run["seed"] for run in runs})
+    evaluated, expected = (sum(int(run[name]) for run in runs) for name in COUNTS)
+    fold = "" if folds == [""] else f", {'fold' if len(folds) == 1 else 'folds'} {', '.join(folds)} of 3"
+    measured = f"{first['backbone']}, {first['clips']} × {first['crops']} views{fold}"
+    return f"{measured}, {seeds} seed{'' if seeds == 1 else 's'}; evaluated {evaluated} of {expected}"
 
 
 def _cell(value: Any) -> str:

@@ -19,6 +19,7 @@ import nbformat
 from latex2mathml.converter import Converter
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
 
 from repflow.lab import reference
 from repflow.lab.jobs import OWN_PAGES, Job
@@ -58,15 +59,9 @@ def write_site(folder: Path, name: str, profile: str, jobs: Sequence[Job], recor
         made.append(_write(folder / f"{current}.html", titles[current], page))
     title = f"repflow run {name}"
     made.append(_write(folder / "api.html", f"{OWN_PAGES['api']}, {title}", lambda: _api_page(title)))
-    index = partial(
-        _page,
-        "index.html.j2",
-        title,
-        profile=profile,
-        records=records,
-        missing=[job.notebook.stem for job in jobs[len(records) :]],
-        figures={path.stem for path in folder.glob("*.png")},
-    )
+    facts = {"profile": profile, "records": records, "figures": {path.stem for path in folder.glob("*.png")}}
+    facts["missing"] = [job.notebook.stem for job in jobs[len(records) :]]
+    index = partial(_page, "index.html.j2", title, **facts)
     return all([*made, _write(folder / "index.html", title, index)])
 
 
@@ -98,11 +93,7 @@ def _executed_page(folder: Path, job: Job, titles: Mapping[str, str], links: Map
 
 
 def notebook_page(
-    notebook: nbformat.NotebookNode,
-    title: str,
-    folder: Path,
-    links: Mapping[str, str] | None = None,
-    pages: Collection[str] = (),
+    notebook: NotebookNode, title: str, folder: Path, links: Mapping[str, str] = {}, pages: Collection[str] = ()
 ) -> str:
     """Return an executed notebook as one HTML file that loads nothing; images beside it are looked for in `folder`.
 
@@ -117,7 +108,7 @@ def notebook_page(
         exclude_output_prompt=True,
     )
     font = b64encode((_FOLDER / "STIXTwoMath.woff2").read_bytes()).decode()
-    metadata = {"name": title, "path": str(folder), "links": links or {}, "pages": pages}
+    metadata = {"name": title, "path": str(folder), "links": links, "pages": pages}
     metadata |= {"font": font, "metrics": METRICS}
     page, _ = exporter.from_notebook_node(notebook, {"metadata": metadata})
     sections = re.findall(r'<h2 id="(.+?)">(.+?)<a class="anchor-link"', page)
@@ -125,7 +116,7 @@ def notebook_page(
     return page.replace("<!-- contents -->", contents, 1)
 
 
-def heading(notebook: nbformat.NotebookNode) -> str | None:
+def heading(notebook: NotebookNode) -> str | None:
     """Return a notebook's first heading, without its marks; None where it has none."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     match = re.search(r"^#+ +(.+)$", text, re.MULTILINE)

@@ -62,12 +62,9 @@ def time_tvl1(pairs: Sequence[Pair], device: str, repeats: int = 5) -> list[Row]
         seconds = time_in_turn(tasks, repeats)
         for name in programs:
             row: Row = {"pair": pair.name, "height": pair.first.shape[0], "width": pair.first.shape[1], "method": name}
-            if name in tasks:
-                error = end_point_error(tasks[name](), pair.flow)
-                rows.append(row | statistics(seconds[name], "s") | {"error_px": error, "note": ""})
-            else:
-                empty = dict.fromkeys(("median_s", "iqr_s", "min_s", "error_px"))
-                rows.append(row | empty | {"note": "not installed"})
+            error = end_point_error(tasks[name](), pair.flow) if name in tasks else None
+            note = "" if name in tasks else "not installed"
+            rows.append(row | statistics(seconds.get(name), "s") | {"error_px": error, "note": note})
     return rows
 
 

@@ -35,26 +35,20 @@ def time_scaling(problem: Problem, repeats: int = 3) -> list[Row]:
         tasks = {case: task_of(replace(problem, **{axis: case[0]}), "layer", case[1], PASSES[1]) for case in cases}
         saved = {case: _saved_mib(task) for case, task in tasks.items()}
         fitting = {case: task for case, task in tasks.items() if saved[case] is not None}
-        seconds = time_in_turn(fitting, repeats)
-        for value, engine in cases:
-            row: Row = {"axis": axis, "value": value, "engine": engine}
-            if (value, engine) in fitting:
-                row |= statistics(1000 * seconds[value, engine], "ms")
-                rows.append(row | {"saved_mib": saved[value, engine], "note": ""})
-            else:
-                rows.append(row | dict.fromkeys(NUMBERS[1:]) | {"note": "out of memory"})
+        times = {case: 1000 * seconds for case, seconds in time_in_turn(fitting, repeats).items()}
+        for case in cases:
+            row: Row = {"axis": axis, "value": case[0], "engine": case[1]} | statistics(times.get(case), "ms")
+            rows.append(row | {"saved_mib": saved[case], "note": "" if case in fitting else "out of memory"})
     return rows
 
 
 def exponents(rows: Sequence[Row]) -> list[Row]:
     """The powers with which time and saved memory grow along each axis, for each engine: slopes of straight lines
     through the logarithms, fitted by least squares."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row["median_ms"] is not None:
-            groups.setdefault((row["axis"], row["engine"]), []).append(row)
+    timed = [row for row in rows if row["median_ms"] is not None]
     powers = []
-    for (axis, engine), points in groups.items():
+    for axis, engine in dict.fromkeys((row["axis"], row["engine"]) for row in timed):
+        points = [row for row in timed if (row["axis"], row["engine"]) == (axis, engine)]
         if len(points) > 1:
             time, memory = (_slope(points, name) for name in ("median_ms", "saved_mib"))
             powers.append({"axis": axis, "engine": engine, "time": time, "memory": memory})

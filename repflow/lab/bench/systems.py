@@ -91,7 +91,7 @@ def time_systems(setting: Setting, repeats: int = 5, names: Sequence[str] = ROWS
         seconds = time_in_turn(tasks, repeats)
     alone = "decode", "tvl1"  # of one clip, whatever the batch is
     return [
-        _row(stage, by, 1 if stage in alone else setting.batch, times, _peak(tasks[stage, by], setting.device))
+        _row(stage, by, times, tasks[stage, by], replace(setting, batch=1) if stage in alone else setting)
         for (stage, by), times in seconds.items()
     ]
 
@@ -124,7 +124,7 @@ def table(rows: Iterable[Row], program: str) -> list[Row]:
     Columns: system, paper's name, decode, tvl1 (before the network), flow inside the network, the rest of the network,
     total, and paper_ms (a Titan X; length and size of its clips are not known).
     """
-    ms = _milliseconds(rows)
+    ms = {(row["stage"], row["by"]): 1000 * row["median_s"] / row["batch"] for row in rows}  # of a clip
     paper = paper_table()
     lines = []
     for name in [by for stage, by in ms if stage == "forward"]:
@@ -167,14 +167,10 @@ def ratios(rows: Sequence[Row], program: str) -> list[Row]:
     return [{"ratio": name, "paper": in_paper, "here": measured} for name, (in_paper, measured) in pairs.items()]
 
 
-def _row(stage: str, by: str, batch: int, times: np.ndarray, peak: float | None) -> Row:
-    row: Row = {"stage": stage, "by": by, "batch": batch} | statistics(times, "s")
-    return row | {"clips_per_s": batch / row["median_s"], "peak_mib": peak}
-
-
-def _milliseconds(rows: Iterable[Row]) -> Mapping[tuple[str, str], float]:
-    """Of a clip, by stage and who does it."""
-    return {(row["stage"], row["by"]): 1000 * row["median_s"] / row["batch"] for row in rows}
+def _row(stage: str, by: str, times: np.ndarray, task: Task, setting: Setting) -> Row:
+    row: Row = {"stage": stage, "by": by, "batch": setting.batch} | statistics(times, "s")
+    peak = gpu_peak(task) / 2**20 if setting.device == "cuda" else None
+    return row | {"clips_per_s": setting.batch / row["median_s"], "peak_mib": peak}
 
 
 def _prepared(name: str, setting: Setting) -> tuple[nn.Module, list[Tensor]]:
@@ -189,12 +185,10 @@ def _prepared(name: str, setting: Setting) -> tuple[nn.Module, list[Tensor]]:
 
 def _fitting(tasks: Mapping[tuple[str, str], Task]) -> dict[tuple[str, str], Task]:
     """The tasks that the GPU's memory suffices for; the others are named in the log."""
-    fitting = {}
-    for (stage, by), task in tasks.items():
-        if fits_memory(task):
-            fitting[stage, by] = task
-        else:
-            log.warning("left out, for the GPU's memory is too small: %s of %s", stage, by)
+    fitting = {name: task for name, task in tasks.items() if fits_memory(task)}
+    for name in tasks:
+        if name not in fitting:
+            log.warning("left out, for the GPU's memory is too small: %s of %s", *name)
     return fitting
 
 
@@ -204,7 +198,7 @@ def _forward_row(name: str, setting: Setting, repeats: int) -> Row | None:
         model, inputs = _prepared(name, setting)
         task = partial(_forward, model, inputs)
         seconds = time_in_turn({name: task}, repeats)[name]
-        return _row("forward, best batch", name, setting.batch, seconds, _peak(task, setting.device))
+        return _row("forward, best batch", name, seconds, task, setting)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -254,14 +248,8 @@ def _flow_tasks(frames: Tensor) -> dict[str, Task]:
 
 
 def _clip_flow(frames: Tensor, at_once: int) -> None:
-    pairs = zip(frames[:-1].split(at_once), frames[1:].split(at_once), strict=True)
-    for first, second in pairs:
+    for first, second in zip(frames[:-1].split(at_once), frames[1:].split(at_once), strict=True):
         tvl1(first, second)
-
-
-def _peak(task: Task, device: str) -> float | None:
-    """MiB of the GPU's memory that a task takes beyond what was taken before; None on the CPU."""
-    return gpu_peak(task) / 2**20 if device == "cuda" else None
 
 
 def _make_video(path: Path, setting: Setting) -> Path:

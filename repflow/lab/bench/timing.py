@@ -41,10 +41,13 @@ def time_in_turn(tasks: Mapping[Key, Callable[[], object]], repeats: int = 5, se
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def statistics(times: np.ndarray, unit: str) -> Row:
-    """Median, interquartile range and minimum, as columns named after the unit."""
+def statistics(times: np.ndarray | None, unit: str) -> Row:
+    """Median, interquartile range and minimum, as columns named after the unit; None in each without times."""
+    names = f"median_{unit}", f"iqr_{unit}", f"min_{unit}"
+    if times is None:
+        return dict.fromkeys(names)
     low, median, high = np.percentile(times, [25, 50, 75])
-    return {f"median_{unit}": median, f"iqr_{unit}": high - low, f"min_{unit}": times.min()}
+    return dict(zip(names, (median, high - low, times.min()), strict=True))
 
 
 def gpu_peak(task: Callable[[], object]) -> int:

@@ -33,30 +33,20 @@ def time_readers(videos: Mapping[str, Path], clips: int = 24, repeats: int = 5, 
     context = fresh_processes(__name__)  # PyAV's to_ndarray keeps a pool of threads, and waits for it in a fork
     rows = []
     for name, path in tqdm(videos.items(), desc="videos", leave=False):
-        RandomClips(os.fspath(path), read_clip, frames, clips)  # refuses a file that is too short or damaged
+        data = {reader: RandomClips(os.fspath(path), read, frames, clips) for reader, read in READERS.items()}
+        able = [reader for reader in READERS if _is_installed(data[reader])]
         for workers in (1, 2):
             options = {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": context}
-            tasks = {
-                reader: partial(
-                    _read_all, DataLoader(RandomClips(os.fspath(path), read, frames, clips), None, **options)
-                )
-                for reader, read in READERS.items()
-                if _reads(read, os.fspath(path), frames)
-            }
+            tasks = {reader: partial(_read_all, DataLoader(data[reader], None, **options)) for reader in able}
             seconds = time_in_turn(tasks, repeats)
-            for reader in sorted(READERS, key=lambda reader: reader not in tasks):  # the missing ones come last
+            medians = {reader: float(np.median(times)) for reader, times in seconds.items()}
+            for reader in (*able, *(reader for reader in READERS if reader not in able)):
                 row: Row = {"video": name, "workers": workers, "reader": reader}
-                rows.append(row | _speed(seconds.get(reader), seconds[PLAIN], clips))
+                median = medians.get(reader)
+                row |= {"clips_per_s": median and clips / median, "speedup_plain": median and medians[PLAIN] / median}
+                note = "" if reader in able else "not installed"
+                rows.append(row | statistics(seconds.get(reader), "s") | {"note": note})
     return rows
-
-
-def _speed(seconds: np.ndarray | None, plain: np.ndarray, clips: int) -> Row:
-    if seconds is None:
-        columns = "clips_per_s", "speedup_plain", "median_s", "iqr_s", "min_s"
-        return dict.fromkeys(columns) | {"note": "not installed"}
-    median = float(np.median(seconds))
-    rates = {"clips_per_s": clips / median, "speedup_plain": float(np.median(plain)) / median}
-    return rates | statistics(seconds, "s") | {"note": ""}
 
 
 class RandomClips(Dataset[Tensor]):
@@ -80,14 +70,10 @@ class RandomClips(Dataset[Tensor]):
 
 def make_videos(folder: Path) -> dict[str, Path]:
     """Two videos of 320 x 240 px: one like Kinetics' (H.264, 10 s, a key frame every 12), one like HMDB51's."""
-    kinds = {
-        "H.264, 10 s": ("kinetics.mp4", "libx264", 300, {"g": "12"}),
-        "MPEG-4 avi, 3 s": ("hmdb.avi", "mpeg4", 90, {}),
-    }
-    files = {}
-    for name, (file, codec, frames, options) in kinds.items():
-        files[name] = folder / file
-        write_video(files[name], codec, frames, (320, 240), **options)
+    files = {"H.264, 10 s": folder / "kinetics.mp4", "MPEG-4 avi, 3 s": folder / "hmdb.avi"}
+    kinetics, hmdb = files.values()
+    write_video(kinetics, "libx264", 300, (320, 240), g="12")
+    write_video(hmdb, "mpeg4", 90, (320, 240))
     return files
 
 
@@ -108,10 +94,10 @@ def _read_all(loader: DataLoader) -> None:
         pass
 
 
-def _reads(read: Reader, path: str, frames: int) -> bool:
-    """Is what the reader needs installed?"""
+def _is_installed(clips: RandomClips) -> bool:
+    """Whether what the clips' reader needs is there."""
     try:
-        read(path, 0, frames)
+        clips.read(clips.path, 0, clips.frames)
     except (ImportError, RuntimeError):  # the latter: torchcodec without FFmpeg's libraries
         return False
     return True

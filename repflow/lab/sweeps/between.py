@@ -40,8 +40,7 @@ class Setting:
 
     def make_clips(self) -> tuple[Clips, Clips]:
         """Clips to train on and to test on."""
-        names = "train_clips", "test_clips", "seed", "data"
-        generated = study.Setting(**{name: getattr(self, name) for name in names})
+        generated = study.Setting(**study.fields(self, "train_clips", "test_clips", "seed", "data"))
         root, frames = generated.make_clips()[0].root, generated.frames
         training, test = (SyntheticMotion(root, subset, FOUR) for subset in ("train", "test"))
         return Clips(training, frames, train=True, seed=self.seed), Clips(test, frames, train=False)
@@ -128,6 +127,4 @@ between.__signature__ = inspect.signature(Setting)
 
 def check(**values: Any) -> None:
     """Raise ValueError for what `between` cannot do; nothing is trained."""
-    for name in ("iterations", "steps", "train_clips", "test_clips"):
-        if values[name] < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {values[name]}")
+    study.check_least(values, iterations=1, steps=1, train_clips=1, test_clips=1)

@@ -57,8 +57,7 @@ def convergence(**values: Any) -> dict[str, float]:
     setting = Setting(**values)
     training, test = setting.make_clips()
     batch = min(16, len(training))
-    lengths = {"steps": setting.steps, "validate_every": setting.every, "batch": batch, "reference_batch": batch}
-    recipe = Recipe(**lengths, seed=setting.seed)
+    recipe = Recipe(setting.steps, batch=batch, reference_batch=batch, validate_every=setting.every, seed=setting.seed)
     options = {"backbone": "tiny_2d", "skip": setting.skip, "init_scale": setting.init_scale}
     with TemporaryDirectory() as folder:
         train("repflow_2d", training, len(test.classes), recipe, folder=folder, validation=test, **options)
@@ -76,7 +75,5 @@ convergence.__signature__ = inspect.signature(Setting)
 
 def check(**values: Any) -> None:
     """Raise ValueError for what `convergence` cannot do; nothing is trained."""
-    for name in ("steps", "every"):
-        if values[name] < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {values[name]}")
+    study.check_least(values, steps=1, every=1)
     RepresentationFlow(1, skip=values["skip"], init_scale=values["init_scale"])

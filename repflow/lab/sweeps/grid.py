@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from repflow.lab.jobs import find_notebooks
-from repflow.lab.parameters import PROFILES, Parameter, UsageError, read_parameters, unknown
+from repflow.lab.parameters import PROFILES, Parameter, UsageError, naming, read_parameters, unknown
 
 KINDS = ("notebook", "study", "commands")
 _POINT = Path(__file__).with_name("point.py")
@@ -105,14 +105,12 @@ def read_sweep(path: Path, profile: str = "tiny", overrides: Mapping[str, str] |
         >>> len(read_sweep(Path("notebooks/sweeps/where.toml")).points)
         8
     """
-    try:
+    with naming(f"{path}: "):
         entries = _entries(path, profile)
         kind = next(kind for kind in KINDS if kind in entries)
         subject = _SUBJECTS[kind](entries[kind])
         grids = _grids(entries)
         points = _points(subject, entries.get("fixed", {}), grids, overrides or {})
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
     axes = [name for name in dict.fromkeys(itertools.chain(*grids)) if name != "seed"]
     named = [(_name([*axes, "seed"], values, str(entries[kind])), values) for values in points]
     return Sweep(
@@ -198,10 +196,8 @@ def _points(
                 raise UsageError(f"two points are the same: {label}")
             if needed := [name for name, value in point.items() if value is _REQUIRED]:
                 raise UsageError(f"expected values of {', '.join(needed)} in fixed or grid")
-            try:
+            with naming(f"the point {label}: "):
                 subject.check(**point)
-            except ValueError as error:
-                raise UsageError(f"the point {label}: {error}") from None
             points.append(point)
     return points
 
@@ -241,11 +237,9 @@ def _study(name: str) -> _Subject:
 
 
 def _commands(lines: list[str]) -> _Subject:
-    try:
+    with naming("commands: "):
         words = [shlex.split(line) for line in lines]
         names = {name for _, name, _, _ in string.Formatter().parse(" ".join(lines)) if name is not None}
-    except ValueError as error:
-        raise UsageError(f"commands: {error}") from None
     if any(line[:1] != ["repflow"] for line in words):
         raise UsageError(f"commands: expected lines that begin with `repflow`, found {lines!r}")
     if wrong := [name for name in names if not name.isidentifier()]:

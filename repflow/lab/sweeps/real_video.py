@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repflow.data import UCF101, Clips, Views, default_folder
 from repflow.data.clips import Inputs, Samples
+from repflow.lab.sweeps.study import check_least, fields
 from repflow.models import build_model
 from repflow.models.systems import SYSTEMS
 
@@ -65,8 +66,7 @@ class Setting:
     def clip_options(self) -> dict[str, Any]:
         """How clips are cut and read."""
         flow = f"{self.root}-flow" if "flow" in SYSTEMS[self.system].inputs else None
-        names = "frames", "stride", "resize", "crop"
-        return {name: getattr(self, name) for name in names} | {"flow": flow, "cache": f"{self.root}-cache"}
+        return fields(self, "frames", "stride", "resize", "crop") | {"flow": flow, "cache": f"{self.root}-cache"}
 
     def model_options(self) -> dict[str, Any]:
         """The keywords of `build_model`."""
@@ -91,8 +91,9 @@ class Shuffled(Clips):
     def draw(self, epoch: int, index: int) -> tuple[Inputs, int]:
         inputs, label = super().draw(epoch, index)
         order = np.random.default_rng((self.seed, epoch, index, self.train)).permutation(self.frames)
-        shuffled = [part[..., order, :, :] for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]
-        return shuffled[0] if isinstance(inputs, Tensor) else tuple(shuffled), label
+        if isinstance(inputs, Tensor):
+            return inputs[..., order, :, :], label
+        return tuple(part[..., order, :, :] for part in inputs), label
 
 
 class ShuffledViews(Shuffled, Views):
@@ -114,18 +115,13 @@ def real_video(**values: Any) -> dict[str, float]:
 
     setting = Setting(**values)
     part, test = setting.videos()
-    names = "steps", "rate", "weight_decay", "dropout", "seed"
     batch = min(setting.batch, len(part.samples))
-    recipe = Recipe(batch=batch, reference_batch=batch, **{name: getattr(setting, name) for name in names})
+    named = fields(setting, "steps", "rate", "weight_decay", "dropout", "seed")
+    recipe = Recipe(batch=batch, reference_batch=batch, **named)
     clips, views = (Clips, Views) if setting.order == "kept" else (Shuffled, ShuffledViews)
     started = perf_counter()
-    trained = train(
-        setting.system,
-        clips(part, train=True, flip=setting.flip, seed=setting.seed, **setting.clip_options()),
-        len(CLASSES),
-        recipe,
-        **setting.model_options(),
-    )
+    training = clips(part, train=True, flip=setting.flip, seed=setting.seed, **setting.clip_options())
+    trained = train(setting.system, training, len(CLASSES), recipe, **setting.model_options())
     seconds = perf_counter() - started
     scores = predict(trained.model, views(test, clips=setting.views, **setting.clip_options()), setting.batch)
     labels = np.array([label for _, label in test.samples])
@@ -149,9 +145,7 @@ def check(**values: Any) -> None:
     Whether UCF101 is where repflow keeps data is left to the first point: the measured table can be read without it.
     """
     setting = Setting(**values)
-    for name in ("steps", "batch", "stride", "views"):
-        if values[name] < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {values[name]}")
+    check_least(values, steps=1, batch=1, stride=1, views=1)
     with torch.device("meta"):
         build_model(setting.system, len(CLASSES), **setting.model_options())
     flow = setting.clip_options()["flow"]
@@ -168,8 +162,6 @@ def chosen(samples: Sequence[tuple[Any, int]], count: int, seed: int) -> list[tu
     if not count:
         return list(samples)
     labels = np.array([label for _, label in samples])
-    drawn = [
-        np.random.default_rng((seed, label)).permutation(np.flatnonzero(labels == label))[:count]
-        for label in set(labels)
-    ]
+    places = {label: np.flatnonzero(labels == label) for label in set(labels)}
+    drawn = [np.random.default_rng((seed, label)).permutation(own)[:count] for label, own in places.items()]
     return [samples[index] for index in sorted(np.concatenate(drawn).tolist())]

@@ -1,6 +1,7 @@
 """The paper's questions, asked of SyntheticMotion: one training and its test, as a point of a sweep."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from repflow.models import build_model
 
 _RGB = {"2d": "rgb_2d", "2plus1d": "rgb_2plus1d"}  # by the last part of a system's name
 _MODEL = "flow_after", "bottleneck", "iterations", "init_scale", "flow_layers", "conv_between", "flow"
-_LEAST = {"train_clips": 1, "test_clips": 1, "steps": 1, "batch": 1, "size": 8, "frames": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Setting:
 
     def model_options(self) -> dict[str, Any]:
         """Return the keywords of `build_model` that this setting names."""
-        options = {name: getattr(self, name) for name in _MODEL if getattr(self, name) is not None}
+        options = {name: value for name, value in fields(self, *_MODEL).items() if value is not None}
         if self.learn is not None:
             options["learn"] = tuple(filter(None, self.learn.split(",")))
         return options if self.scaling == "clip" else options | {"scaling": self.scaling}
@@ -76,14 +76,21 @@ class Setting:
         name = f"synthetic_motion_{self.train_clips}_{self.test_clips}_{self.seed}_{self.size}_{self.frames}"
         folder = name if self.moving == "frame" else f"{name}_{self.moving}"
         root = (Path(self.data) if self.data else default_folder()) / folder
-        numbers = {"train": self.train_clips, "test": self.test_clips, "size": self.size, "frames": self.frames}
-        SyntheticMotion.make(root, **numbers, seed=self.seed, moving=self.moving)
+        sizes = fields(self, "size", "frames", "seed", "moving")
+        SyntheticMotion.make(root, train=self.train_clips, test=self.test_clips, **sizes)
         return SyntheticMotion(root, "train"), SyntheticMotion(root, "test")
 
-    def altered(self, source: Samples, train: bool) -> "Altered":
-        """Return the clips of `source` as this setting alters them."""
-        controls = {"pictures": self.pictures, "order": self.order, "noise": self.noise}
-        return Altered(source, self.frames, train=train, seed=self.seed, **controls)
+
+def fields(setting: object, *names: str) -> dict[str, Any]:
+    """Some fields of a setting, as keywords."""
+    return {name: getattr(setting, name) for name in names}
+
+
+def check_least(values: Mapping[str, Any], **least: int) -> None:
+    """Raise ValueError for a number that is smaller than it may be; None is none."""
+    for name, smallest in least.items():
+        if values[name] is not None and values[name] < smallest:
+            raise ValueError(f"{name}: expected a whole number >= {smallest}, got {values[name]}")
 
 
 def synthetic_motion(**values: Any) -> dict[str, float]:
@@ -98,19 +105,14 @@ def synthetic_motion(**values: Any) -> dict[str, float]:
 
     setting = Setting(**values)
     training, test = setting.make_clips()
-    recipe = Recipe(
-        steps=setting.steps,
-        batch=setting.batch,
-        rate=setting.rate,
-        reference_batch=setting.batch,
-        frames=setting.frames,
-        seed=setting.seed,
-    )
+    names = "steps", "batch", "rate", "frames", "seed"
+    recipe = Recipe(reference_batch=setting.batch, **fields(setting, *names))
+    controls = fields(setting, "frames", "seed", "pictures", "order", "noise")
 
     def probabilities(system: str, **options: Any) -> np.ndarray:
-        clips = setting.altered(training, train=True)
+        clips = Altered(training, train=True, **controls)
         model = train(system, clips, len(CLASSES), recipe, backbone=setting.backbone, **options).model
-        scores = predict(model, setting.altered(test, train=False))
+        scores = predict(model, Altered(test, train=False, **controls))
         return torch.from_numpy(scores).softmax(-1).numpy()
 
     fused = (1 - setting.rgb_share) * probabilities(setting.system, **setting.model_options())
@@ -125,14 +127,10 @@ synthetic_motion.__signature__ = inspect.signature(Setting)
 def check(**values: Any) -> None:
     """Raise ValueError for what `synthetic_motion` cannot do: nothing is trained, one clip of noise is classified."""
     setting = Setting(**values)
-    for name, least in _LEAST.items():
-        if values[name] < least:
-            raise ValueError(f"{name}: expected a whole number >= {least}, got {values[name]}")
+    check_least(values, train_clips=1, test_clips=1, steps=1, batch=1, size=8, frames=3, iterations=1)
     clips = setting.train_clips * len(CLASSES)
     if setting.batch > clips:
         raise ValueError(f"batch: expected at most the {clips} clips there are, got {setting.batch}")
-    if setting.iterations is not None and setting.iterations < 1:
-        raise ValueError(f"iterations: expected a whole number >= 1, got {setting.iterations}")
     if setting.noise < 0 or not 0 <= setting.rgb_share < 1 or setting.rate <= 0:
         raise ValueError("expected noise >= 0, rgb_share from 0 to below 1, rate > 0")
     if setting.rgb_share and not setting.rgb_system():
