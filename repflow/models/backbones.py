@@ -92,10 +92,8 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, 1 head, places, C/2), the shape that the kernels without a stored attention matrix take.
-        query, key, value = (
-            f.flatten(2).transpose(1, 2).unsqueeze(1)
-            for f in (self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x)))
-        )
+        maps = self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x))
+        query, key, value = (f.flatten(2).transpose(1, 2).unsqueeze(1) for f in maps)
         # The paper's softmax is of the plain products: not divided by the root of their length.
         seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         seen = seen.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])

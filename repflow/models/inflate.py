@@ -26,9 +26,9 @@ def inflate(net: nn.Module, time: Callable[[str, nn.Module], Time], *, fresh: bo
             new.load_state_dict(module.state_dict())
         elif isinstance(module, nn.MaxPool2d):
             extent, stride = time(name, module)
-            kernel, step, around = ((size, size) for size in (module.kernel_size, module.stride, module.padding))
-            paddings = (module.padding if extent > 1 else 0, *around)
-            new = nn.MaxPool3d((extent, *kernel), (stride, *step), paddings, ceil_mode=module.ceil_mode)
+            kernel, step, padding = module.kernel_size, module.stride, module.padding
+            paddings = (padding if extent > 1 else 0, padding, padding)
+            new = nn.MaxPool3d((extent, kernel, kernel), (stride, step, step), paddings, ceil_mode=module.ceil_mode)
         else:
             continue
         net.set_submodule(name, new)
