@@ -23,27 +23,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
-    "FlowOfFlow",
-    "RepresentationFlow",
-    "TVNet",
-    "__version__",
-    "build_model",
-    "data",
-    "list_models",
-    "official",
-    "representation_flow",
-    "tvl1",
-    "video",
-]
-_HOMES = {  # the module of each name that is not one itself
-    "FlowOfFlow": "layers",
-    "RepresentationFlow": "layers",
-    "TVNet": "tvnet",
-    "build_model": "models",
-    "list_models": "models",
-    "representation_flow": "layers",
-    "tvl1": "tvl1",
-}
+    "FlowOfFlow", "RepresentationFlow", "TVNet", "__version__", "build_model", "data", "list_models",
+    "official", "representation_flow", "tvl1", "video",
+]  # fmt: skip
+_HOMES = {"TVNet": "tvnet", "tvl1": "tvl1"}  # the module of each name that is not one itself
+_HOMES |= dict.fromkeys(("FlowOfFlow", "RepresentationFlow", "representation_flow"), "layers")
+_HOMES |= dict.fromkeys(("build_model", "list_models"), "models")
 
 
 def __getattr__(name: str) -> object:

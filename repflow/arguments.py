@@ -1,4 +1,4 @@
-"""What callers hand over: whole numbers of any kind, and warnings that point at the caller's line."""
+"""What callers hand over: whole numbers of any kind, clips, and warnings that point at the caller's line."""
 
 import operator
 import sys
@@ -20,6 +20,15 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number is None or number < least or isinstance(value, bool):
         raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
     return number
+
+
+def check_clips(x: torch.Tensor, channels: int, frames: int, side: int = 1, kind: str = "clips") -> None:
+    """Raise ValueError unless `x` is (B, channels, T, H, W) with so many frames, and pixels on each side, or more."""
+    if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < frames or min(x.shape[3:]) < side:
+        raise ValueError(
+            f"expected {kind} (B, {channels}, T, H, W) with T >= {frames}, H and W >= {side}, "
+            f"got a tensor of shape {tuple(x.shape)}"
+        )
 
 
 def warn(message: str) -> None:

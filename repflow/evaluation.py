@@ -1,11 +1,12 @@
 """Evaluation: predictions of every test video, what they are worth, and their fusion."""
 
+import io
 import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from tqdm.auto import tqdm
 from repflow.data.clips import Clips, Inputs, Views
 from repflow.data.lists import Listed
 from repflow.data.synthetic import BASIC, PAIRS
-from repflow.files import beside, write_csv, write_whole
+from repflow.files import write_csv, write_whole
 from repflow.models import inputs_of
 from repflow.video import VideoError
 
 RESAMPLES = 2000  # of the bootstrap
+Results = list[tuple[Tensor, Tensor]]  # indices and scores, batch by batch
 _log = logging.getLogger(__name__)
 
 
@@ -70,31 +72,18 @@ class Predictions:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file, whole or not at all."""
-        path = Path(path)
-        with beside(path) as folder:
-            with (folder / "whole").open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    videos=np.array(self.videos, dtype=np.str_),
-                    labels=self.labels,
-                    probabilities=self.probabilities,
-                    classes=np.array(self.classes, dtype=np.str_),
-                    expected=self.expected,
-                )
-            (folder / "whole").replace(path)
+        names = {"videos": np.array(self.videos, np.str_), "classes": np.array(self.classes, np.str_)}
+        content = io.BytesIO()
+        np.savez_compressed(content, **(vars(self) | names))
+        write_whole(Path(path), content.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Predictions":
         """What `save` wrote. Raises OSError for a file that is missing or holds something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(
-                    file["videos"].tolist(),
-                    file["labels"],
-                    file["probabilities"],
-                    file["classes"].tolist(),
-                    int(file["expected"]),
-                )
+                videos, classes = (file[name].tolist() for name in ("videos", "classes"))
+                return cls(videos, file["labels"], file["probabilities"], classes, int(file["expected"]))
         except FileNotFoundError:
             raise
         except Exception as error:  # NumPy's readers raise nearly anything
@@ -161,18 +150,11 @@ def predict(model: nn.Module, clips: Clips, batch: int = 32, workers: int = 0) -
     return scores.numpy()
 
 
-def _share(
-    model: nn.Module, clips: Clips, batch: int, workers: int, rank: int, world: int
-) -> list[tuple[Tensor, Tensor]]:
+def _share(model: nn.Module, clips: Clips, batch: int, workers: int, rank: int, world: int) -> Results:
     """Indices and scores of this process's part of the videos."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    loader = DataLoader(
-        _Readable(clips),
-        max(1, batch // clips.views),
-        sampler=range(rank, len(clips), world),
-        num_workers=workers,
-        collate_fn=partial(_collate, clips),
-    )
+    readable, size, own = _Readable(clips), max(1, batch // clips.views), range(rank, len(clips), world)
+    loader = DataLoader(readable, size, sampler=own, num_workers=workers, collate_fn=readable.collate)
     model.to(device).eval()
     results = []
     try:
@@ -260,21 +242,13 @@ def confusion(predictions: Predictions) -> np.ndarray:
 
 def per_class(predictions: Predictions) -> list[dict[str, str | int | float | None]]:
     """A row a class: its videos, top-1 in percent of them, and what it is taken for most often else."""
-    rows = []
-    for name, counts in zip(predictions.classes, confusion(predictions), strict=True):
-        own, videos = len(rows), int(counts.sum())
-        others = counts.copy()
-        others[own] = 0
-        rival = int(others.argmax())
-        rows.append(
-            {
-                "class": name,
-                "videos": videos,
-                "top1": 100 * int(counts[own]) / videos if videos else None,
-                "taken_for": predictions.classes[rival] if others[rival] else "",
-                "times": int(others[rival]),
-            }
-        )
+    names, counts, rows = predictions.classes, confusion(predictions), []
+    right, videos = counts.diagonal().tolist(), counts.sum(1).tolist()
+    others = counts - np.diag(right)
+    for name, own, total, rivals in zip(names, right, videos, others, strict=True):
+        times = int(rivals.max())
+        taken_for = {"taken_for": names[rivals.argmax()] if times else "", "times": times}
+        rows.append({"class": name, "videos": total, "top1": 100 * own / total if total else None} | taken_for)
     return rows
 
 
@@ -283,14 +257,14 @@ def folds(parts: Sequence[Predictions]) -> dict[str, float | int]:
 
     Raises ValueError for other classes in one of them, and for the same videos in two.
     """
-    for i, part in enumerate(parts):
+    for part in parts:
         check_classes(parts[0].classes, part.classes, "folds")
-        for j, other in enumerate(parts[:i]):
-            if set(part.videos) == set(other.videos):
-                raise ValueError(
-                    f"folds: expected other videos in each, got the same {len(part.videos)} in number {j + 1} and "
-                    f"{i + 1}; give each fold once, or weights to fuse several models' predictions"
-                )
+    for (i, part), (j, other) in combinations(enumerate(parts, 1), 2):
+        if set(part.videos) == set(other.videos):
+            raise ValueError(
+                f"folds: expected other videos in each, got the same {len(part.videos)} in number {i} and {j}; give "
+                "each fold once, or weights to fuse several models' predictions"
+            )
     each = [measures(part) for part in parts]
     mean = {f"top{k}": float(np.mean([fold[f"top{k}"] for fold in each])) for k in (1, 5)}
     return mean | {name: sum(fold[name] for fold in each) for name in ("evaluated", "expected")} | {"folds": len(each)}
@@ -302,15 +276,11 @@ def write_evaluation(predictions: Predictions, folder: Path, facts: dict[str, ob
     Returns what `measures` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = measures(predictions)
+    found, names = measures(predictions), predictions.classes
     predictions.save(folder / "predictions.npz")
     write_csv(folder / "classes.csv", per_class(predictions))
-    columns = predictions.classes
-    rows = [
-        {"true": name} | dict(zip(columns, map(int, line), strict=True))
-        for name, line in zip(columns, confusion(predictions), strict=True)
-    ]
-    write_csv(folder / "confusion.csv", rows)
+    lines = zip(names, confusion(predictions).tolist(), strict=True)
+    write_csv(folder / "confusion.csv", [{"true": name} | dict(zip(names, line, strict=True)) for name, line in lines])
     write_metrics(folder, found | facts)
     return found
 
@@ -324,15 +294,8 @@ def write_metrics(folder: Path, found: dict[str, object]) -> None:
 def name_the_video(error: Exception, clips: Clips) -> None:
     """Raise VideoError where the DataLoader's error tells of a worker that died: with what it was reading."""
     if names := clips.being_read(error):
-        raise VideoError(
-            f"the process that read {' or '.join(map(repr, names))} died; leave the file out, or read it by itself"
-        ) from error
-
-
-def _collate(clips: Clips, items: list[tuple[int, Inputs] | None]) -> list | None:
-    there = [item for item in items if item is not None]
-    check_sizes(clips, there)
-    return default_collate(there) if there else None
+        read = " or ".join(map(repr, names))
+        raise VideoError(f"the process that read {read} died; leave the file out, or read it by itself") from error
 
 
 class _Readable(Dataset[tuple[int, Inputs] | None]):
@@ -350,6 +313,11 @@ class _Readable(Dataset[tuple[int, Inputs] | None]):
         except VideoError as error:
             _log.warning("not evaluated: %s", error)
             return None
+
+    def collate(self, items: list[tuple[int, Inputs] | None]) -> list | None:
+        there = [item for item in items if item is not None]
+        check_sizes(self.clips, there)
+        return default_collate(there) if there else None
 
 
 def check_sizes(clips: Clips, items: Iterable[tuple[int, Inputs]]) -> None:
@@ -377,9 +345,7 @@ def _scores(model: nn.Module, inputs: Tensor | list[Tensor], batch: int, device:
     return scores.unflatten(0, parts[0].shape[:2]).mean(1)
 
 
-def _gathered(
-    results: list[tuple[Tensor, Tensor]], failure: Exception | None, world: int
-) -> list[tuple[Tensor, Tensor]]:
+def _gathered(results: Results, failure: Exception | None, world: int) -> Results:
     """Every process's results, in every process. Raises this process's failure, or ValueError with another's."""
     if world == 1:
         return results

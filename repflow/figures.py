@@ -101,9 +101,8 @@ def clip_strip(clips: Mapping[str, np.ndarray], every: int = 1) -> Figure:
     """One row of frames a clip: {name: uint8 (T, H, W, 3)}, every so many frames."""
     shown = {name: clip[::every] for name, clip in clips.items()}
     columns = max(map(len, shown.values()))
-    figure, axes = plt.subplots(
-        len(shown), columns, figsize=(1.1 * columns + 1.2, 1.15 * len(shown)), squeeze=False, layout="constrained"
-    )
+    size = 1.1 * columns + 1.2, 1.15 * len(shown)
+    figure, axes = plt.subplots(len(shown), columns, figsize=size, squeeze=False, layout="constrained")
     for row, (name, clip) in zip(axes, shown.items(), strict=True):
         for t, ax in enumerate(row):
             ax.imshow(clip[t]) if t < len(clip) else ax.set_visible(False)

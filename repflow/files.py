@@ -66,13 +66,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
     >>> write_csv(Path("times.csv"), [{"engine": "cpu", "ms": 1.5}, {"engine": "cuda", "ms": None}])
     """
-    columns = _columns(rows)
+    text = _csv(_columns(rows), rows, head=True)
     with beside(path) as folder:
         whole = folder / path.name
-        with whole.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(map(_fields, rows))
+        whole.write_text(text, encoding="utf-8", newline="")
         whole.replace(path)
 
 
@@ -89,13 +86,8 @@ def append_csv(path: Path, row: Row) -> None:
         columns = next(csv.reader(text.splitlines()), [])
         if columns and columns != list(row):
             raise ValueError(f"{path}: expected the columns {', '.join(row)}, found {', '.join(columns)}")
-        line = io.StringIO("" if text.endswith("\n") or not text else "\n")
-        line.seek(0, io.SEEK_END)
-        writer = csv.DictWriter(line, list(row), lineterminator="\n")
-        if not columns:
-            writer.writeheader()
-        writer.writerow(_fields(row))
-        new = line.getvalue().encode()
+        torn = text and not text.endswith("\n")
+        new = (("\n" if torn else "") + _csv(list(row), [row], head=not columns)).encode()
         if file.write(new) < len(new):  # a full disk takes a part
             file.truncate(len(earlier))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -135,18 +127,23 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return columns
 
 
-def _fields(row: Row) -> Row:
-    """A row as it stands in a CSV file."""
-    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+def _csv(columns: list[str], rows: Sequence[Row], head: bool) -> str:
+    """Rows as the text of a CSV file, floats with six digits, behind the names of the columns where `head`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if head:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+    return text.getvalue()
 
 
 def _aligned(name: str, values: Sequence[object]) -> list[str]:
     """A column's name and values as texts of one width."""
     cells = [name, *map(_cell, values)]
     width = max(map(len, cells))
-    if any(isinstance(value, str) for value in values):
-        return [cell.ljust(width) for cell in cells]
-    return [cell.rjust(width) for cell in cells]
+    side = "<" if any(isinstance(value, str) for value in values) else ">"
+    return [f"{cell:{side}{width}}" for cell in cells]
 
 
 def _cell(value: object) -> str:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repflow.arguments import whole_number
+from repflow.arguments import check_clips, whole_number
 from repflow.solver import HALF, Kernels, classical_kernels, solve_clips
 
 # What can be learned. The paper's best set leaves the image gradient fixed.
@@ -40,15 +40,8 @@ def representation_flow(
             + " and ".join(f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds)
         )
     # Deviation from the 2019 layers: border gradients come from the same frame as the inner ones.
-    flow = solve_clips(
-        torch.stack([f1, f2], 2),
-        theta=theta,
-        lam=lam,
-        tau=tau,
-        iterations=iterations,
-        kernels=kernels,
-        engine=engine,
-    )
+    numbers = {"theta": theta, "lam": lam, "tau": tau, "iterations": iterations}
+    flow = solve_clips(torch.stack([f1, f2], 2), kernels=kernels, engine=engine, **numbers)
     return flow[:, 0, :, 0], flow[:, 1, :, 0]
 
 
@@ -105,15 +98,10 @@ class ClipFlow(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        flow = solve_clips(
-            self.scale(x.float() if x.dtype in HALF else x),  # as in `representation_flow`
-            tau=self.tau,
-            lam=self.lam,
-            theta=self.theta,
-            iterations=self.iterations,
-            kernels=Kernels(*(getattr(self, name) for name in Kernels._fields)),
-            engine=self.engine,
-        )
+        scaled = self.scale(x.float() if x.dtype in HALF else x)  # as in `representation_flow`
+        kernels = Kernels(*(getattr(self, name) for name in Kernels._fields))
+        numbers = {"tau": self.tau, "lam": self.lam, "theta": self.theta, "iterations": self.iterations}
+        flow = solve_clips(scaled, kernels=kernels, engine=self.engine, **numbers)
         u, v = flow.to(x.dtype).unbind(1)
         return u, v
 
@@ -155,7 +143,7 @@ class RepresentationFlow(nn.Module):
 
     def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The learned flow: u (to the right) and v (down), (B, bottleneck, T-1, H, W) each, pixels per frame."""
-        _check_clips(x, self.reduce.in_channels, 2)
+        check_clips(x, self.reduce.in_channels, 2)
         return self.clip_flow(self.reduce(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +193,7 @@ class FlowOfFlow(nn.Module):
 
     def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last flow: u (to the right) and v (down), (B, bottleneck, T-depth, H, W) each, pixels per frame."""
-        _check_clips(x, self.reduce.in_channels, self.depth + 1)
+        check_clips(x, self.reduce.in_channels, self.depth + 1)
         for level in range(self.depth):
             number = _number(level)
             if level and self.conv_between:
@@ -221,9 +209,7 @@ class FlowOfFlow(nn.Module):
 
 def _checked_skip(skip: bool, init_scale: float) -> bool:
     if not skip and init_scale == 0:
-        raise ValueError(
-            "init_scale: 0 lets no gradient through without the skip connection; expected another, such as 1"
-        )
+        raise ValueError("init_scale: 0 lets no gradient through without the skip connection; take another, such as 1")
     return skip
 
 
@@ -234,11 +220,3 @@ def _number(level: int) -> str:
 
 def _conv_in_frames(channels: int, features: int) -> nn.Conv3d:
     return nn.Conv3d(channels, features, (1, 3, 3), padding=(0, 1, 1), bias=False)
-
-
-def _check_clips(x: Tensor, channels: int, frames: int) -> None:
-    if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < frames or 0 in x.shape[3:]:
-        raise ValueError(
-            f"expected clips (B, {channels}, T, H, W) with T >= {frames} and some pixels, "
-            f"got a tensor of shape {tuple(x.shape)}"
-        )

@@ -78,6 +78,5 @@ def _places_by_slurm() -> dict[str, str]:
     host = SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
     number = sum(int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))  # steps run side by side
     address = {"MASTER_ADDR": host, "MASTER_PORT": str(15_000 + number % 10_000)}
-    return {name: os.environ[slurm] for name, slurm in told.items()} | {
-        name: os.environ.get(name, value) for name, value in address.items()
-    }
+    places = {name: os.environ[slurm] for name, slurm in told.items()}
+    return places | {name: os.environ.get(name, value) for name, value in address.items()}

@@ -109,21 +109,12 @@ class TVNet(nn.Module):
         # Border gradients are half the one-sided differences of frame 2 itself; the 2019 layers take frame 1's.
         grad = image_gradient(second, kernels.image_x[0], kernels.image_y[0], border_frame=second)
         fields = torch.cat([second[None], grad])
+        numbers = {"theta": self.theta, "lam": self.lam, "tau": self.tau, "iterations": self.iterations}
         dual = None  # kept over the warps of a level
         for _ in range(self.warps):
             warped, grad = _sample(fields, flow).split([1, 2])
-            flow, dual = solve(
-                warped[0] - (grad * flow).sum(0) - first + TINY,  # the program adds it to rho in every iteration
-                grad,
-                theta=self.theta,
-                lam=self.lam,
-                tau=self.tau,
-                iterations=self.iterations,
-                kernels=kernels,
-                flow=flow,
-                dual=dual,
-                engine=self.engine,
-            )
+            rho_c = warped[0] - (grad * flow).sum(0) - first + TINY  # the program adds it to rho in every iteration
+            flow, dual = solve(rho_c, grad, kernels=kernels, flow=flow, dual=dual, engine=self.engine, **numbers)
         return flow
 
     def _check(self, frame1: Tensor, frame2: Tensor) -> None:

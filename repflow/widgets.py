@@ -3,9 +3,9 @@
 import io
 from collections.abc import Callable, Sequence
 from html import escape
-from itertools import chain
+from itertools import chain, pairwise
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -64,34 +64,25 @@ def tvl1_explorer(frame1: np.ndarray, frame2: np.ndarray, true: np.ndarray | Non
     path = widgets.Text(placeholder="path of a video", description="video", continuous_update=False)
     upload = widgets.FileUpload(accept="video/*", description="upload", tooltip="10 MB at most, Jupyter's limit")
     frame = widgets.BoundedIntText(0, min=0, max=10**7, description="frame", continuous_update=False)
-    picture, message = _picture(), _message()
-    view = None
 
-    def load() -> None:
-        nonlocal view
+    def make() -> _TVL1View:
         if pair.value == _GIVEN:
-            chosen = Pair(frame1, frame2, true)
-        elif pair.value == _OWN:
-            source = bytes(upload.value[0]["content"]) if upload.value else path.value
-            if not source:
-                raise ValueError("choose a video with “upload”, or type the path of one")
-            chosen = Pair(*grey(np.stack([narrowed(f, _SIDE) for f in read_clip(source, frame.value, 2)])))
-        else:
-            chosen = made_pair(pair.value)
-        view = _TVL1View(chosen)
-        solve_again()
+            return _TVL1View(Pair(frame1, frame2, true))
+        if pair.value != _OWN:
+            return _TVL1View(made_pair(pair.value))
+        source = bytes(upload.value[0]["content"]) if upload.value else path.value
+        if not source:
+            raise ValueError("choose a video with “upload”, or type the path of one")
+        return _TVL1View(Pair(*grey(np.stack([narrowed(f, _SIDE) for f in read_clip(source, frame.value, 2)]))))
 
-    def solve_again() -> None:
+    def solve_again(view: _TVL1View) -> None:
         view.solve(**{name: slider.value for name, slider in sliders.items()})
-        picture.value = view.png()
 
     for name, slider in sliders.items():
         slider.description, slider.continuous_update = name, False
-    _on_change(sliders.values(), solve_again, message)
-    _on_change([pair, path, upload, frame], load, message)
-    load()
     columns = list(sliders.values())
-    return _panel([[pair, frame, path, upload], columns[:3], columns[3:]], message, picture)
+    choices = [pair, frame, path, upload]
+    return _explorer([choices, columns[:3], columns[3:]], choices, make, solve_again)
 
 
 def tvl1_figure(
@@ -111,24 +102,13 @@ def channel_explorer(model: nn.Module, clip: Tensor) -> widgets.Widget:
     flows = learned_flows(model, clip)
     layer = widgets.Dropdown(options=[(f"flow {i + 1}", i) for i in range(len(flows))], description="layer")
     channel, time = (widgets.IntSlider(0, description=name, continuous_update=False) for name in ("channel", "time"))
-    picture, message = _picture(), _message()
-    view = None
 
-    def load() -> None:
-        nonlocal view
+    def make() -> _ChannelView:
         _, channels, times, _, _ = flows[layer.value].shape
         channel.max, time.max = channels - 1, times - 1
-        view = _ChannelView(clip, flows[layer.value])
-        show()
+        return _ChannelView(clip, flows[layer.value])
 
-    def show() -> None:
-        view.show(channel.value, time.value)
-        picture.value = view.png()
-
-    _on_change([channel, time], show, message)
-    _on_change([layer], load, message)
-    load()
-    return _panel([[layer, channel, time]], message, picture)
+    return _explorer([[layer, channel, time]], [layer], make, lambda view: view.show(channel.value, time.value))
 
 
 def channel_figure(model: nn.Module, clip: Tensor, layer: int = 0, channel: int = 0, time: int = 0) -> Figure:
@@ -193,21 +173,8 @@ class _TVL1View(_View):
         self.title = self.figure.suptitle("solved")
         self.arrows, self.colours, self.difference = arrows.collections[0], colours.images[0], difference
         self.left = left.set_title("|frame 2 − frame 1|")
-        self.keep_all_but(
-            [
-                self.arrows,
-                self.colours,
-                *colours.child_axes,
-                difference,
-                self.left,
-                energy.xaxis,
-                energy.yaxis,
-                self.falls,
-                self.reached,
-                energy.get_legend(),
-                self.title,
-            ]
-        )
+        changing = [self.arrows, self.colours, *colours.child_axes, difference, self.left, energy.xaxis, energy.yaxis]
+        self.keep_all_but([*changing, self.falls, self.reached, energy.get_legend(), self.title])
 
     def solve(self, **parameters: float | int) -> None:
         start = perf_counter()
@@ -247,10 +214,9 @@ def _energies(
     rest = torch.zeros_like(flow)
     at_rest = max(energy(rest), 1e-6)  # two equal frames have none
     steps = sorted({round(iterations ** (i / 12)) for i in range(13)})
-    now, dual, done, falling = rest, None, 0, []
-    for step in steps:
+    now, dual, falling = rest, None, []
+    for done, step in pairwise([0, *steps]):
         now, dual = solve(rho_c, grad, iterations=step - done, flow=now, dual=dual, **numbers)
-        done = step
         falling.append(100 * energy(now) / at_rest)
     return steps, falling, 100 * energy(flow) / at_rest
 
@@ -287,9 +253,8 @@ class _ChannelView(_View):
         ]
         self.now = mean.axvline(0, color="0.5")
         reach = 1.1 * max(float(np.abs(self.means).max()), 0.01)
-        mean.set(
-            ylim=(-reach, 1.4 * reach), xlabel="time (pair of maps)", ylabel="mean flow (px/frame)", title="over time"
-        )
+        mean.set(ylim=(-reach, 1.4 * reach), title="over time")
+        mean.set(xlabel="time (pair of maps)", ylabel="mean flow (px/frame)")
         mean.grid(alpha=0.3)
         mean.legend(loc="upper left", ncols=2, fontsize="small")
         changing = [self.frame, self.arrows, self.named, self.colours, *colours.child_axes, self.every, self.mark]
@@ -326,34 +291,41 @@ def _pictures(clip: Tensor) -> np.ndarray:
     return (255 * (shown - low) / (high - low).clamp(min=1e-6)).byte().permute(1, 2, 3, 0).numpy()
 
 
-def _picture() -> widgets.Image:
-    """As wide as the page lets it be; its attributes tell the browser its proportions before it comes."""
+def _explorer(
+    rows: Sequence[Sequence[widgets.Widget]],
+    choices: Sequence[widgets.Widget],
+    make: Callable[[], _View],
+    show: Callable[[Any], None],
+) -> widgets.Widget:
+    """Rows of controls, which wrap where the page is narrow, above a message and the picture of a view.
+
+    One of the `choices` makes the view anew, and each control shows it anew. Errors that this raises are shown: those
+    of callbacks go to a log that nobody opens.
+    """
+    message = widgets.HTML(layout=widgets.Layout(min_height="2em", flex="0 0 auto"))
+    # As wide as the page lets it be; its attributes tell the browser its proportions before it comes.
     layout = widgets.Layout(width="100%", max_width="768px", height="auto", flex="0 0 auto")
-    return widgets.Image(format="png", width=768, height=560, layout=layout)
+    picture = widgets.Image(format="png", width=768, height=560, layout=layout)
+    view = make()
 
+    def draw() -> None:
+        show(view)
+        picture.value = view.png()
 
-def _message() -> widgets.HTML:
-    return widgets.HTML(layout=widgets.Layout(min_height="2em", flex="0 0 auto"))
-
-
-def _panel(rows: Sequence[Sequence[widgets.Widget]], message: widgets.HTML, picture: widgets.Image) -> widgets.Widget:
-    """Rows of controls, which wrap where the page is narrow, above message and picture."""
-    for control in chain(*rows):
-        control.layout.max_width = "calc(100% - 4px)"  # its margins
-    boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap", flex="0 0 auto")) for row in rows]
-    return widgets.VBox([*boxes, message, picture])
-
-
-def _on_change(sources: Sequence[widgets.Widget], work: Callable[[], None], message: widgets.HTML) -> None:
-    """Do the work when a value changes. Its errors are shown: those of callbacks go to a log that nobody opens."""
-
-    def call(_: object) -> None:
+    def update(change: Any) -> None:
+        nonlocal view
         try:
-            work()
+            if change.owner in choices:
+                view = make()
+            draw()
         except Exception as error:
             message.value = f'<b style="color: {COLOURS[1]}">{escape(str(error) or repr(error))}</b>'
         else:
             message.value = ""
 
-    for source in sources:
-        source.observe(call, "value")
+    draw()
+    for control in chain(*rows):
+        control.layout.max_width = "calc(100% - 4px)"  # its margins
+        control.observe(update, "value")
+    boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap", flex="0 0 auto")) for row in rows]
+    return widgets.VBox([*boxes, message, picture])

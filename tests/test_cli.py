@@ -117,6 +117,14 @@ def test_a_package_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, ca
     assert error.endswith("`repflow doctor` tells what mends it\n")
 
 
+def test_the_doctor_is_named_once(tmp_path):
+    (tmp_path / "safetensors.py").write_text("raise ImportError('broken')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "repflow", "train", "--data", "folder", ".", "--model", "rgb_2d", "--out", "o"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "repflow: broken; `repflow doctor` tells what mends it\n"
+
+
 # Each line in a process of its own, forked before the package is imported, which leaves `f`.
 ORDERS = """
 import repflow; f = repflow.tvl1

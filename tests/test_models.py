@@ -17,11 +17,9 @@ from torchvision.models import get_model_builder, get_weight
 
 from repflow import FlowOfFlow, tvl1
 from repflow.models import build_model, list_models
-from repflow.models.backbones import BACKBONES, build_backbone
+from repflow.models.backbones import BACKBONES, NonLocal, build_backbone
 from repflow.models.cost import COSTS, count
-from repflow.models.motion_input import TVL1Flow
-from repflow.models.non_local import NonLocal
-from repflow.models.off import OFFUnit
+from repflow.models.streams import OFFUnit, TVL1Flow
 from repflow.models.systems import SYSTEMS
 
 OF_CLIPS = [name for name, system in SYSTEMS.items() if system.inputs == ("clip",)]

@@ -1,15 +1,19 @@
 """Backbones: what turns clips into feature maps, stage by stage."""
 
 import os
-from collections.abc import Callable
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repflow.models.inflate import Time, identity_in_time, inflate, take_channels
-from repflow.models.non_local import NonLocal
-from repflow.models.weights import read_weights
 
 Numbers = tuple[float, ...]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,6 +72,34 @@ class PerFrame(nn.Sequential):
         return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
+class NonLocal(nn.Module):
+    """Non-local block, embedded Gaussian (Wang, Girshick, Gupta and He, CVPR 2018).
+
+    (B, C, T, H, W) -> the same shape: x + bn(W softmax(theta(x)^T phi(x)) g(x)), with theta, phi and g 1x1x1
+    convolutions to C/2 channels; phi and g are max-pooled by 2 in height and width. The batch norm's scale starts at 0,
+    so the block begins as the identity. The convolutions have no biases (our choice): but for theta's, the softmax and
+    the batch norm would take them away.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = max(channels // 2, 1)
+        self.theta, self.phi, self.g = (nn.Conv3d(channels, half, 1, bias=False) for _ in range(3))
+        self.pool = nn.MaxPool3d((1, 2, 2), ceil_mode=True)
+        self.expand = nn.Conv3d(half, channels, 1, bias=False)
+        self.bn = nn.BatchNorm3d(channels)
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, 1 head, places, C/2), the shape that the kernels without a stored attention matrix take.
+        maps = self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x))
+        query, key, value = (f.flatten(2).transpose(1, 2).unsqueeze(1) for f in maps)
+        # The paper's softmax is of the plain products: not divided by the root of their length.
+        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        seen = seen.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.bn(self.expand(seen))
+
+
 def tiny(channels: int, *, temporal: bool, non_local: bool = False) -> Backbone:
     """Three stages for clips of about 48x48 pixels that train in a minute on two cores: 24x24, 12x12, 6x6 maps.
 
@@ -122,7 +154,7 @@ def build_backbone(name: str, channels: int = 3, weights: str | os.PathLike[str]
     source, fresh = BACKBONES[name], weights is None
     net = get_model_builder(source.network)(**source.options)
     if not fresh:
-        _load(net, read_weights(weights, source.weights), source, weights)
+        _load(net, _read_weights(weights, source.weights), source, weights)
     take_channels(net, channels, fresh=fresh)
     if source.to_clips:
         source.to_clips(net, fresh=fresh)
@@ -151,9 +183,53 @@ def _load(net: nn.Module, state: dict[str, Tensor], source: Pretrained, weights:
             setattr(net.get_submodule(source.head), part, nn.Parameter(state[f"{source.head}.{part}"]))
         net.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"weights: expected a state dict of torchvision's {source.network}; {str(weights)!r} doesn't fit: {error}"
+        expected = f"weights: expected a state dict of torchvision's {source.network}"
+        raise ValueError(f"{expected}; {str(weights)!r} doesn't fit: {error}") from error
+
+
+def _read_weights(weights: str | os.PathLike[str], named: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict for `weights`: a name among `named`'s, which are torchvision's entries, or a file.
+
+    A named one is torchvision's file in PyTorch's cache (`torch.hub.get_dir()`), downloaded if it is not there yet.
+    Raises ValueError for another name or a file without a state dict, FileNotFoundError for a missing file, and OSError
+    if the download fails, with the address and the folder for a download by hand.
+    """
+    if weights in named:
+        return _from_torchvision(named[weights])
+    if weights in ("imagenet", "kinetics400"):
+        known = ", ".join([*map(repr, named), "None", "a file"])
+        raise ValueError(f"weights: expected one of {known} for this backbone, got {weights!r}")
+    file = Path(weights)
+    if not file.is_file():
+        raise FileNotFoundError(f"weights: expected 'imagenet', 'kinetics400' or a file; found no file {str(file)!r}")
+    with _damage_named(file):
+        state = torch.load(file, "cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file}: expected a state dict, names to tensors; save `model.state_dict()`")
+    return state
+
+
+def _from_torchvision(entry: str) -> dict[str, Tensor]:
+    from torchvision.models import get_weight  # takes seconds
+
+    source = get_weight(entry)
+    file = Path(torch.hub.get_dir(), "checkpoints", source.url.rsplit("/", 1)[1])
+    try:
+        with _damage_named(file), redirect_stdout(sys.stderr):  # it reports a download on stdout, which is for results
+            return source.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise OSError(
+            f"{file.name} cannot be downloaded ({error}). It is torchvision's {entry}: fetch {source.url} "
+            f"where there is a network, and put it into {file.parent}"
         ) from error
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file}: cannot be read as PyTorch weights ({error}); fetch it again") from error
 
 
 def _resnet(depth: int) -> Pretrained:
@@ -184,15 +260,13 @@ def _to_2plus1d(net: nn.Module, *, fresh: bool) -> None:
     a basic block, which has no such place, it comes before the first 1x3x3."""
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
-    reduced = {
-        f"{name}.conv1"
-        for name, block in net.named_modules()
-        if isinstance(block, Bottleneck) and int(name.rsplit(".", 1)[1]) % 2 == 0
-    }
-    outside = {"conv1": (7, 2), "maxpool": (3, 2)}
-    inflate(net, lambda name, _: (3, 1) if name in reduced else outside.get(name, (1, 1)), fresh=fresh)
-    for name, block in net.named_modules():
-        if isinstance(block, BasicBlock) and int(name.rsplit(".", 1)[1]) % 2 == 0:
+    blocks = [(name, b) for name, b in net.named_modules() if isinstance(b, BasicBlock | Bottleneck)]
+    temporal = {name: block for name, block in blocks if int(name.rsplit(".", 1)[1]) % 2 == 0}
+    times = {f"{name}.conv1": (3, 1) for name, block in temporal.items() if isinstance(block, Bottleneck)}
+    times |= {"conv1": (7, 2), "maxpool": (3, 2)}
+    inflate(net, lambda name, _: times.get(name, (1, 1)), fresh=fresh)
+    for block in temporal.values():
+        if isinstance(block, BasicBlock):
             block.conv1 = nn.Sequential(identity_in_time(block.conv1.in_channels), block.conv1)
 
 
@@ -261,10 +335,7 @@ BACKBONES["i3d"] = Pretrained(
 BACKBONES["s3d"] = Pretrained(
     "s3d",
     {"kinetics400": "S3D_Weights.KINETICS400_V1"},
-    tuple(
-        " ".join(f"features.{i}" for i in part)
-        for part in (range(1), range(1, 4), range(4, 7), range(7, 13), range(13, 16))
-    ),
+    tuple(" ".join(f"features.{i}" for i in range(*ends)) for ends in pairwise((0, 1, 4, 7, 13, 16))),
     (64, 192, 480, 832, 1024),
     KINETICS,
     head="classifier.1",

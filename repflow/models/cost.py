@@ -46,13 +46,8 @@ def list_models() -> list[dict[str, Any]]:
     for a clip of 32 frames of 224x224 pixels. TVNet counts; TV-L1, whose flow is given, does not.
     """
     return [
-        {
-            "name": name,
-            "paper": system.paper,
-            "inputs": system.inputs,
-            "parameters": COSTS[name][0],
-            "multiply_adds": COSTS[name][1],
-        }
+        {"name": name, "paper": system.paper, "inputs": system.inputs}
+        | dict(zip(("parameters", "multiply_adds"), COSTS[name], strict=True))
         for name, system in SYSTEMS.items()
     ]
 
@@ -68,10 +63,8 @@ def count(name: str) -> tuple[int, int]:
         model = build_model(name, CLASSES).eval()
         shapes = {"clip": (1, 3, FRAMES, SIDE, SIDE), "flow": (1, 2, FRAMES - 1, SIDE, SIDE)}
         inputs = [torch.empty(shapes[kind]) for kind in SYSTEMS[name].inputs]
-        counter = FlopCounterMode(
-            display=False,
-            custom_mapping={torch.ops.repflow.solve: _solver_flops, torch.ops.repflow.solve_clips: _clips_flops},
-        )
+        ours = {torch.ops.repflow.solve: _solver_flops, torch.ops.repflow.solve_clips: _clips_flops}
+        counter = FlopCounterMode(display=False, custom_mapping=ours)
         # Attention as plain products, the only form that the counter knows on every device.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)

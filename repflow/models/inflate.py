@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-# A layer's extent and stride in time.
-Time = tuple[int, int]
+Time = tuple[int, int]  # a layer's extent and stride
+Conv = nn.Conv2d | nn.Conv3d
 
 
 def inflate(net: nn.Module, time: Callable[[str, nn.Module], Time], *, fresh: bool) -> None:
@@ -18,13 +18,20 @@ def inflate(net: nn.Module, time: Callable[[str, nn.Module], Time], *, fresh: bo
     """
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.Conv2d):
-            net.set_submodule(name, _conv(module, *time(name, module), fresh))
+            extent, stride = time(name, module)
+            weight = module.weight.detach()[:, :, None].repeat(1, 1, extent, 1, 1) / extent
+            new = _like(module, weight, (stride, *module.stride), (extent // 2, *module.padding), fresh)
         elif isinstance(module, nn.BatchNorm2d):
-            norm = nn.BatchNorm3d(module.num_features, module.eps, module.momentum, device=module.weight.device)
-            norm.load_state_dict(module.state_dict())
-            net.set_submodule(name, norm)
+            new = nn.BatchNorm3d(module.num_features, module.eps, module.momentum, device=module.weight.device)
+            new.load_state_dict(module.state_dict())
         elif isinstance(module, nn.MaxPool2d):
-            net.set_submodule(name, _max_pool(module, *time(name, module)))
+            extent, stride = time(name, module)
+            kernel, step, padding = module.kernel_size, module.stride, module.padding
+            paddings = (padding if extent > 1 else 0, padding, padding)
+            new = nn.MaxPool3d((extent, kernel, kernel), (stride, step, step), paddings, ceil_mode=module.ceil_mode)
+        else:
+            continue
+        net.set_submodule(name, new)
 
 
 def take_channels(net: nn.Module, channels: int, *, fresh: bool) -> None:
@@ -33,11 +40,11 @@ def take_channels(net: nn.Module, channels: int, *, fresh: bool) -> None:
     Its weights become the mean over red, green and blue ("cross-modality" of Wang et al., TSN, ECCV 2016), or new ones
     where `fresh`.
     """
-    name, first = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    name, first = next((n, m) for n, m in net.named_modules() if isinstance(m, Conv))
     if first.in_channels == channels:
         return
     weight = first.weight.detach().mean(1, keepdim=True).repeat_interleave(channels, 1)
-    net.set_submodule(name, _like(first, weight, first.kernel_size, first.stride, first.padding, fresh))
+    net.set_submodule(name, _like(first, weight, first.stride, first.padding, fresh))
 
 
 def identity_in_time(channels: int) -> nn.Conv3d:
@@ -47,31 +54,11 @@ def identity_in_time(channels: int) -> nn.Conv3d:
     return conv
 
 
-def _conv(conv: nn.Conv2d, extent: int, stride: int, fresh: bool) -> nn.Conv3d:
-    weight = conv.weight.detach()[:, :, None].repeat(1, 1, extent, 1, 1) / extent
-    padding = (extent // 2, *conv.padding)
-    return _like(conv, weight, (extent, *conv.kernel_size), (stride, *conv.stride), padding, fresh)
-
-
-def _max_pool(pool: nn.MaxPool2d, extent: int, stride: int) -> nn.MaxPool3d:
-    kernel, step, padding = pool.kernel_size, pool.stride, pool.padding
-    before = padding if extent > 1 else 0
-    return nn.MaxPool3d(
-        (extent, kernel, kernel), (stride, step, step), (before, padding, padding), ceil_mode=pool.ceil_mode
-    )
-
-
-def _like(
-    conv: nn.Conv2d | nn.Conv3d,
-    weight: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    fresh: bool,
-) -> nn.Conv2d | nn.Conv3d:
+def _like(conv: Conv, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], fresh: bool) -> Conv:
     """A convolution of this weight's shape, without bias."""
     kind = nn.Conv3d if weight.ndim == 5 else nn.Conv2d
-    new = kind(weight.shape[1], conv.out_channels, kernel, stride, padding, bias=False, device="meta")
+    channels, *kernel = weight.shape[1:]
+    new = kind(channels, conv.out_channels, kernel, stride, padding, bias=False, device="meta")
     new.weight = nn.Parameter(weight)
     if fresh:
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from repflow.layers import ClipFlow
 from repflow.official import FlowLayer201902, FlowLayer201906
 
-Flow = tuple[Tensor, Tensor]
-LAYERS = ClipFlow, FlowLayer201902, FlowLayer201906
+# Of each kind of flow layer: its flow (2, channels, T', H', W'), from the layer, its inputs and what its forward pass
+# returns, all for one clip.
+FLOWS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    ClipFlow: lambda _layer, _inputs, flow: torch.stack(flow)[:, 0],
+    FlowLayer201902: lambda _layer, _inputs, flow: torch.stack(flow).transpose(1, 2),  # frames come first
+    FlowLayer201906: lambda layer, inputs, _maps: torch.stack(layer.flow(*inputs))[:, 0],
+}
 
 
 def has_flow_layer(model: nn.Module) -> bool:
     """Whether `learned_flows` finds a flow in `model`."""
-    return any(isinstance(module, LAYERS) for module in model.modules())
+    return any(isinstance(module, tuple(FLOWS)) for module in model.modules())
 
 
 def learned_flows(model: nn.Module, clip: Tensor) -> list[np.ndarray]:
@@ -26,22 +31,11 @@ def learned_flows(model: nn.Module, clip: Tensor) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
 
-    def keep(flow: Flow, frames_first: bool = False) -> None:
-        u_v = torch.stack(flow)
-        found.append((u_v.transpose(1, 2) if frames_first else u_v[:, 0]).cpu().numpy())
+    def keep(layer: nn.Module, *passed: object) -> None:
+        flow_of = next(flow_of for kind, flow_of in FLOWS.items() if isinstance(layer, kind))
+        found.append(flow_of(layer, *passed).cpu().numpy())
 
-    # What a layer's forward pass has to tell: its flow, or what it computes it from.
-    hooks: dict[type[nn.Module], Callable[..., None]] = {
-        ClipFlow: lambda _layer, _inputs, flow: keep(flow),
-        FlowLayer201902: lambda _layer, _inputs, flow: keep(flow, frames_first=True),
-        FlowLayer201906: lambda layer, inputs, _maps: keep(layer.flow(*inputs)),
-    }
-    handles = [
-        module.register_forward_hook(hook)
-        for module in model.modules()
-        for kind, hook in hooks.items()
-        if isinstance(module, kind)
-    ]
+    handles = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, tuple(FLOWS))]
     if not handles:
         raise ValueError("expected a model with a flow layer in it, such as repflow_2d, found none")
     training = model.training

@@ -9,11 +9,8 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from repflow.layers import FlowOfFlow, RepresentationFlow
-from repflow.models.backbones import TINY, build_backbone
-from repflow.models.motion_input import Differences, TVL1Flow, TVNetFlow
-from repflow.models.non_local import NonLocal
-from repflow.models.off import OFFStream
-from repflow.models.streams import Stream, TwoStream
+from repflow.models.backbones import TINY, NonLocal, build_backbone
+from repflow.models.streams import Differences, OFFStream, Stream, TVL1Flow, TVNetFlow, TwoStream
 
 
 class Options(TypedDict, total=False):
@@ -61,10 +58,6 @@ class Common:
         return self.kind(backbone, self.num_classes, source=source, dropout=self.dropout)
 
 
-def _rgb(common: Common) -> Stream:
-    return common.stream()
-
-
 def _differences(common: Common) -> Stream:
     return common.stream(source=Differences())
 
@@ -76,21 +69,21 @@ def _flow(common: Common, *, flow: str = "given") -> Stream:
 
 
 def _two_stream(common: Common, *, flow: str = "given", fusion: float = 0.5) -> TwoStream:
-    return TwoStream(_rgb(common), _flow(common, flow=flow), fusion)
+    return TwoStream(common.stream(), _flow(common, flow=flow), fusion)
 
 
 def _tvnet(common: Common, *, iterations: int = 50, fusion: float = 0.5) -> TwoStream:
-    return TwoStream(_rgb(common), common.stream(2, TVNetFlow(iterations)), fusion)
+    return TwoStream(common.stream(), common.stream(2, TVNetFlow(iterations)), fusion)
 
 
 def _off_rgb(common: Common) -> Stream:
-    return _rgb(replace(common, kind=OFFStream))
+    return replace(common, kind=OFFStream).stream()
 
 
 def _off(common: Common, *, flow: str = "given") -> TwoStream:
     """The mean of three streams: pictures and their differences, then flow."""
     common = replace(common, kind=OFFStream)
-    pictures = TwoStream(_rgb(common), _differences(common), 1 / 2)
+    pictures = TwoStream(common.stream(), _differences(common), 1 / 2)
     return TwoStream(pictures, _flow(common, flow=flow), 1 / 3)
 
 
@@ -109,33 +102,27 @@ def _with_flow_layer(
     Our choice: one block, where ResNet's third stage begins; Wang et al. have theirs in the second and third stage.
     """
     backbone = build_backbone(common.backbone, weights=common.weights)
-    if flow_after not in range(len(backbone.stages) + 1):
-        raise ValueError(
-            f"flow_after: expected 0 to {len(backbone.stages)}, the stages of {common.backbone}, got {flow_after!r}"
-        )
+    stages = len(backbone.stages)
+    if flow_after not in range(stages + 1):
+        raise ValueError(f"flow_after: expected 0 to {stages}, the stages of {common.backbone}, got {flow_after!r}")
+    if flow_layers not in (1, 2, 3):
+        raise ValueError(f"flow_layers: expected 1, 2 or 3, got {flow_layers!r}")
+    if flow_layers == 1 and not conv_between:
+        raise ValueError("conv_between: expected two or more flow layers, got flow_layers=1")
     if common.backbone in TINY:
         layer = {"bottleneck": 8, "iterations": 10} | layer
     layer["init_scale"] = float(common.weights is None) if init_scale is None else init_scale
     width = backbone.widths[flow_after]
+    deep = partial(FlowOfFlow, depth=flow_layers, conv_between=conv_between)
     return Stream(
         backbone,
         common.num_classes,
-        flow=_flow_layer(width, flow_layers, conv_between, layer),
+        flow=(RepresentationFlow if flow_layers == 1 else deep)(width, **layer),
         flow_after=flow_after,
         frames_lost=flow_layers,
         non_local=NonLocal(width) if non_local else None,
         dropout=common.dropout,
     )
-
-
-def _flow_layer(width: int, depth: int, conv_between: bool, layer: dict[str, Any]) -> nn.Module:
-    if depth not in (1, 2, 3):
-        raise ValueError(f"flow_layers: expected 1, 2 or 3, got {depth!r}")
-    if depth == 1:
-        if not conv_between:
-            raise ValueError("conv_between: expected two or more flow layers, got flow_layers=1")
-        return RepresentationFlow(width, **layer)
-    return FlowOfFlow(width, depth=depth, conv_between=conv_between, **layer)
 
 
 @dataclass(frozen=True)
@@ -163,7 +150,7 @@ _repflow = partial(_with_flow_layer, flow_layers=1)
 _non_local = partial(_with_flow_layer, non_local=True)
 
 SYSTEMS = {
-    "rgb_2d": System("2D RGB", _rgb, RESNET_2D),
+    "rgb_2d": System("2D RGB", Common.stream, RESNET_2D),
     "difference_2d": System(None, _differences, RESNET_2D),
     "flow_2d": System("2D Flow", _flow, RESNET_2D, ("flow",), ("flow",)),
     "two_stream_2d": System("2D Two-Stream", _two_stream, RESNET_2D, FUSED, ("clip", "flow")),
@@ -172,20 +159,20 @@ SYSTEMS = {
     "off_2d": System("OFF (RGB + flow + RGB diff)", _off, RESNET_2D, ("flow",), ("clip", "flow")),
     "repflow_2d": System("2D + Rep-Flow", _repflow, RESNET_2D, LAYER),
     "flow_of_flow_2d": System("2D + flow-conv-flow", _with_flow_layer, RESNET_2D, DEPTH),
-    "rgb_2plus1d": System("(2+1)D RGB", _rgb, RESNET_2PLUS1D),
+    "rgb_2plus1d": System("(2+1)D RGB", Common.stream, RESNET_2PLUS1D),
     "flow_2plus1d": System(None, _flow, RESNET_2PLUS1D, ("flow",), ("flow",)),
     "two_stream_2plus1d": System("(2+1)D Two-Stream", _two_stream, RESNET_2PLUS1D, FUSED, ("clip", "flow")),
     "repflow_2plus1d": System("(2+1)D + Rep-Flow", _repflow, RESNET_2PLUS1D, LAYER),
     "flow_of_flow_2plus1d": System("(2+1)D + Flow-of-flow", _with_flow_layer, RESNET_2PLUS1D, DEPTH),
     "flow_of_flow_nonlocal_2plus1d": System("(2+1)D + Flow-of-flow + Non-local", _non_local, RESNET_2PLUS1D, DEPTH),
-    "rgb_i3d": System("I3D RGB", _rgb, I3D),
+    "rgb_i3d": System("I3D RGB", Common.stream, I3D),
     "flow_i3d": System("I3D Flow", _flow, I3D, ("flow",), ("flow",)),
     "two_stream_i3d": System("I3D Two-Stream", _two_stream, I3D, FUSED, ("clip", "flow")),
-    "rgb_s3d": System("S3D RGB", _rgb, S3D),
+    "rgb_s3d": System("S3D RGB", Common.stream, S3D),
     "flow_s3d": System(None, _flow, S3D, ("flow",), ("flow",)),
     "two_stream_s3d": System("S3D Two-Stream", _two_stream, S3D, FUSED, ("clip", "flow")),
-    "rgb_nonlocal": System("ResNet-101 + Non-local", _rgb, RESNET_NONLOCAL),
-    "rgb_r2plus1d_18": System(None, _rgb, R2PLUS1D),
+    "rgb_nonlocal": System("ResNet-101 + Non-local", Common.stream, RESNET_NONLOCAL),
+    "rgb_r2plus1d_18": System(None, Common.stream, R2PLUS1D),
 }
 
 

@@ -5,17 +5,6 @@ from repflow.official.layers import FlowLayer201902, FlowLayer201906
 from repflow.official.models import HMDB_CLASSES, HMDBFlowOfFlow, KineticsModel
 
 __all__ = [
-    "HMDB_CLASSES",
-    "CheckpointError",
-    "FlowLayer201902",
-    "FlowLayer201906",
-    "HMDBFlowOfFlow",
-    "KineticsModel",
-    "build",
-    "convert",
-    "kind_of",
-    "load",
-    "locate",
-    "of_training",
-    "read",
-]
+    "HMDB_CLASSES", "CheckpointError", "FlowLayer201902", "FlowLayer201906", "HMDBFlowOfFlow", "KineticsModel",
+    "build", "convert", "kind_of", "load", "locate", "of_training", "read",
+]  # fmt: skip

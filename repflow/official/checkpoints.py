@@ -267,10 +267,8 @@ def _fitted(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[st
             "of another kind": [f"{name} {kind} instead of {like}" for name, kind, like in kinds if kind != like],
         }
     )
-    copies = {
-        name: state[name].detach().to(like.dtype, copy=True, memory_format=torch.contiguous_format)
-        for name, like in expected.items()
-    }
+    options = {"copy": True, "memory_format": torch.contiguous_format}
+    copies = {name: state[name].detach().to(like.dtype, **options) for name, like in expected.items()}
     _refuse({"NaN or infinite as float32": [name for name, value in copies.items() if not value.isfinite().all()]})
     return copies
 
@@ -284,10 +282,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _refuse(faults: Mapping[str, list[str]]) -> None:
     """Raise CheckpointError if there are faulty tensors: how many have each fault, and the names of the first ten."""
-    messages = [
-        f"{len(names)} {fault}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        for fault, names in faults.items()
-        if names
-    ]
+    found = {fault: names for fault, names in faults.items() if names}
+    messages = [f"{len(n)} {fault}: {', '.join(n[:10])}{', ...' if len(n) > 10 else ''}" for fault, n in found.items()]
     if messages:
         raise CheckpointError(f"the weights do not fit; {'; '.join(messages)}")

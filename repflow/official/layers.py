@@ -71,8 +71,7 @@ class FlowLayer201906(nn.Module):
         nn.init.zeros_(self.bn.weight)
         self.img_grad = nn.Parameter(dense(-0.5, 0.0, 0.5).detach().mT.contiguous())
         self.img_grad2 = dense(-0.5, 0.0, 0.5)
-        self.f_grad, self.f_grad2 = dense(-1.0, 1.0), dense(-1.0, 1.0)
-        self.div, self.div2 = dense(-1.0, 1.0), dense(-1.0, 1.0)
+        self.f_grad, self.f_grad2, self.div, self.div2 = (dense(-1.0, 1.0) for _ in range(4))
         self.t, self.l, self.a = (nn.Parameter(torch.tensor([value])) for value in (0.3, 0.15, 0.25))
 
     def flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,18 +80,10 @@ class FlowLayer201906(nn.Module):
         by_x = F.conv2d(second, self.img_grad, padding=(0, 1))
         by_y = F.conv2d(second, self.img_grad2, padding=(1, 0))
         grad = torch.stack([replace_border(by_x, first, X), replace_border(by_y, first, Y)])
-        flow, _ = iterate(
-            second - first + TINY,
-            grad,
-            torch.zeros_like(grad),
-            grad.new_zeros(2, *grad.shape),
-            theta=self.t,
-            lam=self.l,
-            tau=self.a,
-            iterations=self.n_iter,
-            kernels=_DenseKernels(self.f_grad, self.f_grad2, self.div, self.div2),
-            epsilon=0.0,
-        )
+        at_rest = torch.zeros_like(grad), grad.new_zeros(2, *grad.shape)
+        kernels = _DenseKernels(self.f_grad, self.f_grad2, self.div, self.div2)
+        numbers = {"theta": self.t, "lam": self.l, "tau": self.a, "iterations": self.n_iter, "epsilon": 0.0}
+        flow, _ = iterate(second - first + TINY, grad, *at_rest, kernels=kernels, **numbers)
         return per_clip(flow[0], len(x)), per_clip(flow[1], len(x))
 
     def forward(self, x: Tensor) -> Tensor:

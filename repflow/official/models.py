@@ -240,14 +240,8 @@ def _clip_flow(layer: FlowLayer201902, maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(x: Tensor, frames: int, pixels: int) -> None:
-    if (
-        x.ndim != 5
-        or x.shape[1] != 3
-        or len(x) == 0
-        or x.shape[2] < frames
-        or min(x.shape[3:]) < pixels
-        or not x.is_floating_point()
-    ):
+    fits = x.ndim == 5 and x.shape[1] == 3 and len(x) > 0 and x.shape[2] >= frames and min(x.shape[3:]) >= pixels
+    if not fits or not x.is_floating_point():
         raise ValueError(
             f"expected clips (B, 3, T, H, W) with B >= 1, T >= {frames}, H and W >= {pixels}, of floating-point type "
             f"and values in [-1, 1]; got a tensor of shape {tuple(x.shape)} and type {x.dtype}"

@@ -20,29 +20,14 @@ may add in another order, so the last digits of the weights differ from run to r
 **A run's folder.** config.json: model, recipe, data, versions, commit. metrics.csv: one row every `log_every` steps
 (step, epoch from 0, mean loss since the last such row, learning rate, mean seconds a step, the share of them spent
 waiting for data, peak memory in MiB: of the GPU, or of the process without one) and one row a validation (val_loss,
-val_top1 in percent). best.pt: the weights of the best validation, by top-1, then loss. checkpoints/: the newest two.
+val_top1 in percent), each with empty fields in the columns of the other. best.pt: the weights of the best validation,
+by top-1, then loss. Without clips for validation there are no such rows and no best.pt. checkpoints/: the newest two.
 log.txt. With `tensorboard` in the recipe, TensorBoard's files with the numbers of metrics.csv, as steps/loss and
 validation/val_top1.
 
-**Several devices.** `recipe.batch` is that of all of them together. One machine with four GPUs, in the simplest form:
-
-    repflow train ... --devices 4
-
-or by torchrun; for two machines run it on both (they must share the folders of data and run):
-
-    torchrun --nproc-per-node 4 -m repflow train ... --devices 4
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \
-        -m repflow train ... --devices 4 --nodes 2
-
-or by SLURM; a job that is requeued goes on where it was:
-
-    #!/bin/bash
-    #SBATCH --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8
-    #SBATCH --time=24:00:00 --requeue --open-mode=append
-    srun repflow train --data hmdb51 /data/hmdb51 --model repflow_2plus1d --preset 2019 --out runs/repflow --workers 7 \
-        --devices 4 --nodes 2
-
-A notebook starts the first of these with `follow`, which yields the rows of metrics.csv as they are written.
+**Several devices.** `recipe.batch` is that of all of them together. One machine with four GPUs takes
+`repflow train ... --devices 4`, which a notebook starts with `follow`. For several machines, which must share the
+folders of data and run, docs/training.md has the commands of torchrun and SLURM; a requeued job goes on where it was.
 Batch norm is synchronised over GPUs. PyTorch cannot do so over processes on CPUs: each uses its own part of the batch.
 """
 
@@ -50,29 +35,13 @@ from repflow.evaluation import motion_accuracy, predict
 from repflow.training.batches import Part, split
 from repflow.training.checkpoint import FEEDS, Checkpoint, load_model, open_checkpoint, read_checkpoint, released
 from repflow.training.folder import TrainingError, seconds_of
-from repflow.training.follow import follow
 from repflow.training.learner import FLOW_PARAMETERS, parameter_groups
 from repflow.training.loop import Trained, train
 from repflow.training.recipe import PRESETS, Recipe
+from repflow.training.record import follow
 
 __all__ = [
-    "FEEDS",
-    "FLOW_PARAMETERS",
-    "PRESETS",
-    "Checkpoint",
-    "Part",
-    "Recipe",
-    "Trained",
-    "TrainingError",
-    "follow",
-    "load_model",
-    "motion_accuracy",
-    "open_checkpoint",
-    "parameter_groups",
-    "predict",
-    "read_checkpoint",
-    "released",
-    "seconds_of",
-    "split",
-    "train",
-]
+    "FEEDS", "FLOW_PARAMETERS", "PRESETS", "Checkpoint", "Part", "Recipe", "Trained", "TrainingError", "follow",
+    "load_model", "motion_accuracy", "open_checkpoint", "parameter_groups", "predict", "read_checkpoint",
+    "released", "seconds_of", "split", "train",
+]  # fmt: skip

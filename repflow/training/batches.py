@@ -74,10 +74,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         if clips < recipe.batch:
             raise ValueError(f"batch: expected at most the {clips} clips there are, got {recipe.batch}")
         if recipe.batch % (recipe.accumulate * processes):
-            raise ValueError(
-                f"batch: expected a multiple of accumulate × processes = {recipe.accumulate} × {processes}, got "
-                f"{recipe.batch}"
-            )
+            parts = f"{recipe.accumulate} × {processes}"
+            raise ValueError(f"batch: expected a multiple of accumulate × processes = {parts}, got {recipe.batch}")
         if recipe.mix and recipe.batch == recipe.accumulate * processes:
             raise ValueError(f"mix: expected parts of two clips or more, got {recipe.batch} of one; raise the batch")
         self.clips, self.recipe, self.first, self.rank, self.processes = clips, recipe, first, rank, processes
@@ -116,6 +114,5 @@ class EpochClips(Dataset[tuple[Inputs, int]]):
 
 def load_batches(clips: Clips, batches: StepBatches, workers: int) -> DataLoader[Batch]:
     """The batches as tensors, read by `workers` processes, or by this one for 0."""
-    return DataLoader(
-        EpochClips(clips), batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    pins = torch.cuda.is_available()
+    return DataLoader(EpochClips(clips), batch_sampler=batches, num_workers=workers, pin_memory=pins)

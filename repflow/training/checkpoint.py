@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repflow import official
+# Not from the package: its ImportError names the doctor, which the command names once more.
+import repflow.official as official
 from repflow.data import PRESETS
 from repflow.data.lists import official_classes
 from repflow.models import build_model
@@ -133,11 +134,6 @@ def _model(state: Mapping[str, Any]) -> nn.Module:
     return model.eval()
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy all weights of a checkpoint of `train` but the classifier's. Raises ValueError for another model's."""
-    model.load_state_dict(model.state_dict() | body_weights(model, path))
-
-
 def body_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The weights of a checkpoint of `train` but the classifier's, in names and shapes those of `model`.
 
@@ -147,11 +143,8 @@ def body_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Te
     body = {name: value for name, value in state["model"].items() if not _CLASSIFIER.search(name)}
     old = {name: str(tuple(value.shape)) for name, value in body.items()}
     new = {name: str(tuple(value.shape)) for name, value in model.state_dict().items() if not _CLASSIFIER.search(name)}
-    mismatches = [
-        f"{name} {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    mismatches = [f"{name} {old.get(name, 'missing')} there, {new.get(name, 'missing')} here" for name in names]
     if mismatches:
         raise ValueError(
             f"{path}: is of {state['config']['model']} with {state['config']['options'] or 'no options'}, which does "

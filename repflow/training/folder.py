@@ -64,9 +64,8 @@ class RunFolder:
         try:
             fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock: no worker inherits it
         except BlockingIOError:
-            raise TrainingError(
-                f"{self.path}: another process is training there; wait for it, or name another folder"
-            ) from None
+            told = "another process is training there; wait for it, or name another folder"
+            raise TrainingError(f"{self.path}: {told}") from None
 
     def _compare(self, config: Mapping[str, Any]) -> None:
         # A setting that is newer than the folder does not differ where it is off.
@@ -148,9 +147,7 @@ def seconds_of(checkpoint: str | os.PathLike[str]) -> float:
     files = [folder / "metrics.csv" for folder in Path(checkpoint).absolute().parents[:2]]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise FileNotFoundError(
-            f"{checkpoint}: expected its run's metrics.csv in {files[0].parent}; leave it where it was"
-        )
+        raise FileNotFoundError(f"{checkpoint}: expected its run's metrics.csv in {files[0].parent}; leave it there")
     total, last = 0.0, 0
     for row in read_csv(file):
         steps = 1 if row["val_loss"] else int(row["step"]) - last  # a validation's own, or the mean of the steps

@@ -125,11 +125,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
     others, flow = [], []
     for name, parameter in model.named_parameters():
         (flow if FLOW_PARAMETERS.search(name) else others).append(parameter)
-    groups = [
-        {"params": others, "lr": recipe.scaled_rate},
-        {"params": flow, "lr": recipe.scaled_rate * recipe.flow_rate},
-    ]
-    return [group for group in groups if group["params"]]
+    groups = (others, recipe.scaled_rate), (flow, recipe.scaled_rate * recipe.flow_rate)
+    return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
 def _frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:

@@ -22,7 +22,7 @@ from repflow.evaluation import check_classes, hits, predict
 from repflow.models import build_model
 from repflow.official import locate
 from repflow.training.batches import StepBatches, load_batches
-from repflow.training.checkpoint import load_weights
+from repflow.training.checkpoint import body_weights
 from repflow.training.folder import RunFolder, TrainingError, describe_clips
 from repflow.training.learner import Learner
 from repflow.training.recipe import Recipe
@@ -107,6 +107,8 @@ def train(
     }
     run_folder = RunFolder(folder, config, fabric.is_global_zero) if folder else None
     with logged(run_folder, fabric.is_global_zero), explained(clips, recipe, fabric.world_size):
+        if run_folder and validation is None:
+            _log.info("no clips for validation: metrics.csv has empty val_loss and val_top1, and there is no best.pt")
         state = _begin(model, batches, run_folder, init_from)
         if batches.first == batches.steps:
             return Trained(model.eval(), state["losses"].tolist(), state["best"])
@@ -126,7 +128,7 @@ def _begin(
         model.load_state_dict(state["model"])
         batches.first = state["step"]
     elif init_from:
-        load_weights(model, init_from)
+        model.load_state_dict(model.state_dict() | body_weights(model, init_from))
     _log.info("from step %d of %d", batches.first, batches.steps)
     recipe = batches.recipe
     rates = recipe.rate, recipe.reference_batch, recipe.batch, recipe.scaled_rate
@@ -134,22 +136,20 @@ def _begin(
     return state
 
 
+@dataclass
 class Run:
     """The steps of a training, and what is due after each: its row of metrics, a validation, a checkpoint."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        clips: Clips,
-        batches: StepBatches,
-        validation: Clips | None,
-        folder: RunFolder | None,
-        best: Best | None,
-    ) -> None:
-        self.learner, self.recipe, self.fabric = learner, learner.recipe, learner.fabric
-        self.clips, self.batches, self.validation, self.folder = clips, batches, validation, folder
-        self.best = best
-        self.record = Record(folder, batches, self.fabric.is_global_zero)
+    learner: Learner
+    clips: Clips
+    batches: StepBatches
+    validation: Clips | None
+    folder: RunFolder | None
+    best: Best | None
+
+    def __post_init__(self) -> None:
+        self.recipe, self.fabric = self.learner.recipe, self.learner.fabric
+        self.record = Record(self.folder, self.batches, self.fabric.is_global_zero)
 
     def finish(self) -> None:
         """Take all steps that are left."""

@@ -1,17 +1,22 @@
-"""What a run reports while it goes on: rows of metrics.csv, a progress bar, and times."""
+"""What a run reports while it goes on: rows of metrics.csv, a progress bar and times; and who follows it."""
 
 import csv
 import os
 import re
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from repflow.files import write_whole
+from repflow.files import read_csv, write_whole
 from repflow.training.batches import StepBatches
 from repflow.training.folder import RunFolder, TrainingError
 from repflow.training.surroundings import peak_mib
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 COLUMNS = "step", "epoch", "loss", "rate", "seconds", "waiting", "peak_mib", "val_loss", "val_top1"
+_INTERVAL = 0.5  # seconds
 _LINE = re.compile(r"^(\d+),.*\n", re.MULTILINE)
 
 
@@ -101,6 +107,39 @@ class Record:
                 self._file.close()
 
 
+def follow(*arguments: str) -> Iterator[dict[str, str]]:
+    """Start `repflow train` with these arguments, --out among them; yield the rows of its metrics.csv as they come.
+
+    For several devices, since a notebook's kernel cannot be one of the processes. Leaving the loop stops the training
+    as ctrl-C does; the same call goes on with it. Raises TrainingError with the last line of a process that fails.
+
+        >>> for row in follow("--data", "synthetic", "motion", "--model", "rgb_2d", "--out", "runs/a"):
+        ...     loss = row["loss"]
+    """
+    metrics = Path(arguments[arguments.index("--out") + 1]) / "metrics.csv"
+    command = [sys.executable, "-P", "-m", "repflow", "train", *arguments]
+    with tempfile.TemporaryFile() as output:
+        quiet = os.environ | {"TQDM_DISABLE": "1"}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=quiet)
+        try:
+            shown, ended = 0, False
+            while not ended:
+                time.sleep(_INTERVAL)
+                ended = process.poll() is not None  # before the file is read, so that its last rows are seen
+                with suppress(FileNotFoundError):
+                    rows = read_csv(metrics)
+                    yield from rows[shown:]
+                    shown = len(rows)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+        if process.returncode:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines()
+            raise TrainingError(lines[-1] if lines else f"repflow train ended with code {process.returncode}")
+
+
 def _open(folder: RunFolder, step: int) -> TextIOWrapper:
     path = folder.path / "metrics.csv"
     with folder.telling("metrics.csv"):
@@ -114,7 +153,6 @@ def _open_board(folder: RunFolder, step: int) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds
     except ImportError as error:
-        raise TrainingError(
-            f"tensorboard: cannot be imported ({error}): pip install 'repflow[tensorboard]', or drop this setting"
-        ) from error
+        mend = "pip install 'repflow[tensorboard]', or drop this setting"
+        raise TrainingError(f"tensorboard: cannot be imported ({error}): {mend}") from error
     return SummaryWriter(folder.path, purge_step=step + 1)
