@@ -160,8 +160,9 @@ def _kernel() -> "Iterator[KernelManager]":
     """Start a Python kernel, and kill it afterwards with all that it started in its process group."""
     from jupyter_client.manager import KernelManager
 
-    # The debugger's warning about frozen modules is for people who debug.
-    variables = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # NumPy's products are small here: its threads would wait for each other longer than they compute. (PyTorch's are
+    # others.) The debugger's warning about frozen modules is for people who debug.
+    variables = {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     # The kernel warns of its unencrypted sockets, which never leave this machine.
     arguments = ["--IPKernelApp.log_level=CRITICAL", "--HistoryManager.hist_file=:memory:"]
     kernel = KernelManager(kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient")
