@@ -15,10 +15,11 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from repflow import tvl1
 from repflow.data import HMDB51, PRESETS, Clips, SyntheticMotion, Views, clips
+from repflow.data import flow as data_flow
 from repflow.data.check import check
 from repflow.data.clips import resize_flow
 from repflow.data.extract import extract_flow
-from repflow.data.flow import resize
+from repflow.data.flow import flow_of_clip, resize
 from repflow.models import build_model
 from repflow.training import Recipe, predict, train
 from repflow.training.batches import split
@@ -103,7 +104,7 @@ def still(made, monkeypatch):
     """A function that makes training clips of equal frames of random pixels, between 60 and 160, with random flow."""
     draw = np.random.default_rng(0)
     frame, flow = draw.integers(60, 160, (40, 40, 3), np.uint8), draw.normal(size=(3, 2, 40, 40)).astype(np.float32)
-    monkeypatch.setattr(clips, "flow_of_clip", lambda *_: flow)
+    monkeypatch.setattr(clips, "flow_at", lambda *_: flow)
     monkeypatch.setattr(clips, "choose_frames", lambda path, numbers, held: [frame] * len(numbers))
     return lambda **options: Clips(undirected(made), 3, train=True, **options)
 
@@ -439,6 +440,23 @@ def test_flow_comes_with_the_clip(with_flow):
     np.testing.assert_allclose(computed, flow, atol=0.5 / 127 + 1e-6)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_overlapping_views_share_their_flow(given, with_flow, monkeypatch):
+    """Each is as by itself; no picture of flow is read twice, and none computed twice."""
+    root, folder = with_flow
+    source = SimpleNamespace(samples=SyntheticMotion(root).samples, root=root)
+    path, length = source.samples[0][0], probe(source.samples[0][0]).frames
+    taken, from_bytes = [], data_flow.from_bytes
+    monkeypatch.setattr(data_flow, "from_bytes", lambda picture: taken.append(picture) or from_bytes(picture))
+    monkeypatch.setattr(data_flow, "tvl1", lambda f1, f2: taken.extend(f1) or tvl1(f1, f2))
+    _, flows = Views(source, 4, 1, clips=5, flow=folder if given else "tvl1")[0][0]
+    assert len(taken) == length - 1
+    folders = (folder, root) if given else (None, None)
+    for flow, start in zip(flows, np.linspace(0, length - 5, 5).round().astype(int).tolist(), strict=True):
+        alone = torch.from_numpy(flow_of_clip(path, start, 4, 1, *folders)).transpose(0, 1)
+        torch.testing.assert_close(flow, (alone / 20).clamp(-1, 1), rtol=0, atol=1e-5)
+
+
 def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
     """Of frames and flow that tell the place: red and u are x, green and v are y."""
     root, folder = with_flow
@@ -446,7 +464,7 @@ def test_flow_is_cut_and_mirrored_with_the_clip(with_flow, monkeypatch):
     ramp = np.stack([x * 6, y * 6, 0 * x], -1).astype(np.uint8)
     monkeypatch.setattr(clips, "choose_frames", lambda path, numbers, held: [ramp] * len(numbers))
     place = np.stack([x, y]).astype(np.float32) / 8  # pixels
-    monkeypatch.setattr(clips, "flow_of_clip", lambda path, start, frames, *_: np.stack([place] * frames))
+    monkeypatch.setattr(clips, "flow_at", lambda path, numbers, *_: [place] * len(numbers))
     settings = {"train": True, "area": (0.2, 0.9), "crop": 24, "flip": True, "flow": folder}
     data = Clips(SimpleNamespace(samples=SyntheticMotion(root).samples, root=root), 3, **settings)
     mirrored = 0

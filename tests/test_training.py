@@ -166,7 +166,7 @@ def test_training_that_cannot_begin_says_why(small):
 def test_frozen_parts_stay_as_they_were(name, settings, small, monkeypatch):
     """To the bit, with weight decay, and also after a validation, which sets the modes of all modules."""
     flow = np.random.default_rng(0).normal(size=(4, 2, 32, 32)).astype(np.float32)
-    monkeypatch.setattr("repflow.data.clips.flow_of_clip", lambda *_: flow)
+    monkeypatch.setattr("repflow.data.clips.flow_at", lambda *_: flow)
     recipe = Recipe(steps=3, batch=4, validate_every=1, weight_decay=0.5, rate=0.1, **settings)
     options = SMALL if name == "repflow_2d" else TINY
     clips = (Clips(SyntheticMotion(small), 4, train=kind, flow=None if "rep" in name else "tvl1") for kind in (1, 0))

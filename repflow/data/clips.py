@@ -1,13 +1,11 @@
 """Clips drawn from videos, as training and testing take them."""
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import active_children
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from repflow.data.flow import flow_of_clip, resize, resize_frame
+from repflow.data.cache import cached_frames
+from repflow.data.flow import flow_at, resize, resize_frame
 from repflow.data.lists import Checked, stamp
-from repflow.files import beside
 from repflow.tvl1 import LARGEST
-from repflow.video import VideoError, iter_frames
+from repflow.video import VideoError
 from repflow.video.reading import choose_frames, measure
 
 # How the 2019 release samples: every second frame, crops of 112 pixels, values turned upside down.
@@ -208,13 +206,14 @@ class Clips(Dataset[tuple[Inputs, int]]):
             ) from error
 
     def _clip(self, index: int, rng: np.random.Generator) -> Inputs:
+        numbers, clips = self._read(index, rng)
+        flow = None if self.flow is None else self._read_flow(index, numbers, clips.shape[-2:])
         views, flows = [], []
-        for numbers, clip in zip(*self._read(index, rng), strict=True):
+        for i, clip in enumerate(clips):
             windows = self._windows(clip, index, rng)
             views += [self._values(clip, window, rng) for window in windows]
-            if self.flow is not None:
-                flow = self._read_flow(index, numbers, clip)
-                flows += [self._flow_values(flow, window) for window in windows]
+            if flow is not None:
+                flows += [self._flow_values(flow[i], window) for window in windows]
         return self._joined(views) if self.flow is None else (self._joined(views), self._joined(flows))
 
     def _joined(self, views: list[Tensor]) -> Tensor:
@@ -272,15 +271,12 @@ class Clips(Dataset[tuple[Inputs, int]]):
         frames = torch.from_numpy(pixels[places.reshape(numbers.shape)]).movedim(-1, -3)
         return numbers, frames[..., ::2, ::2] if self.halved else frames
 
-    def _read_flow(self, index: int, numbers: np.ndarray, clip: Tensor) -> Tensor:
-        """Flow at the clip's frames, float32 (T, 2, H, W), in pixels of the clip's size."""
-        (path, _), first = self.samples[index], self._starts[index]
+    def _read_flow(self, index: int, numbers: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Flow at the clips' frames, float32 (clips, T, 2, H, W), in pixels of the clips' size."""
+        wanted, places = np.unique(self._starts[index] + numbers, return_inverse=True)
         folders = (None, None) if self.flow == "tvl1" else (self.flow, self.root)
-        if (np.diff(numbers) == self.stride).all():
-            flow = flow_of_clip(path, first + int(numbers[0]), self.frames, self.stride, *folders)
-        else:  # a short video, repeated
-            flow = flow_of_clip(path, first, int(numbers.max()) + 1, 1, *folders)[numbers]
-        return resize_flow(torch.from_numpy(flow), clip.shape[-2:])
+        found = flow_at(self.samples[index][0], wanted.tolist(), *folders)
+        return torch.stack([resize_flow(torch.from_numpy(flow), size) for flow in found])[places.reshape(numbers.shape)]
 
     def _free(self, clip: Tensor, index: int) -> tuple[int, int]:
         """By how many pixels the crop may be moved, down and to the right."""
@@ -336,32 +332,6 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     H, W = flow.shape[-2:]
     ratio = torch.tensor([size[1] / W, size[0] / H])[:, None, None]
     return resize(flow, size) * ratio
-
-
-def cached_frames(path: str | os.PathLike[str], size: int | None, folder: str | os.PathLike[str]) -> np.ndarray:
-    """All frames of a video, the shorter side `size` px (None: as they are): uint8 RGB (T, H, W, 3), read from a file.
-
-    They are decoded at the first call and kept in `folder`, which is made where there is none, as an .npy file whose
-    name has the video's size in bytes and time of change: a video that changes is decoded again. A file is there whole
-    or not at all. A minute of 25 frames a second at 85×64 px takes 24 MB, also in memory while it is decoded; delete
-    the folder to have the room back. Raises VideoError as `read_clip` does, and OSError where nothing can be written.
-
-        >>> frames = cached_frames("lunges.mp4", 64, "cache")
-        >>> clip = frames[10:26]  # only these are read
-    """
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise VideoError(f"{os.fspath(path)!r}: {error.strerror}; check the path") from None
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
-    file = Path(folder) / f"{name}-{size or 'full'}-{stat.st_size}-{stat.st_mtime_ns}.npy"
-    if not file.exists():
-        small = [resize_frame(frame, (size,)) if size else frame for frame in iter_frames(path)]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with beside(file) as unfinished:
-            np.save(unfinished / file.name, np.stack(small))
-            (unfinished / file.name).replace(file)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 class Views(Clips):

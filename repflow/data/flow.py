@@ -7,6 +7,7 @@ in Matroska, about 100 KB for a second of 320 x 240.
 
 import os
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from repflow.data.lists import PathLike
 from repflow.files import beside
 from repflow.tvl1 import LARGEST, grey, tvl1
 from repflow.video import VideoError, frame_rate, iter_frames, open_video, probe
+from repflow.video.reading import choose_frames
 from repflow.video.write import BITEXACT, BITEXACT_CODEC, write_video
 
 _MAGIC = 202021.25  # what a .flo file begins with
@@ -167,21 +169,8 @@ def read_flow(path: PathLike, start: int = 0, frames: int | None = None, stride:
     """
     if start < 0 or stride < 1 or (frames is not None and frames < 1):
         raise ValueError(f"expected start >= 0, frames >= 1, stride >= 1, got {start=}, {frames=}, {stride=}")
-    path = os.fspath(path)
-    stop = None if frames is None else start + (frames - 1) * stride + 1
-    with open_video(path) as stream:
-        if not _title(stream).startswith(flow_title()):
-            raise VideoError(f"{path!r}: expected a file that `extract_flow` wrote, found another video; extract again")
-        # Every packet is a picture of its own, so those before it need not be decoded; time stamps are not trusted.
-        packets = islice((packet for packet in stream.container.demux(stream) if packet.size), start, stop, stride)
-        pictures = [frame.to_ndarray(format="gray") for packet in packets for frame in packet.decode()]
-    if len(pictures) < (frames or 1):
-        raise VideoError(
-            f"{path!r}: {start=}, {frames=}, {stride=} need at least {stop or start + 1} pictures of flow, there are "
-            "fewer; ask for fewer, for a smaller start or stride, or extract again"
-        )
-    bytes_ = np.stack(pictures)
-    return from_bytes(bytes_.reshape(len(bytes_), 2, -1, bytes_.shape[-1]))
+    numbers = range(start, sys.maxsize if frames is None else start + frames * stride, stride)
+    return from_bytes(np.stack(list(_stored(path, numbers, needed=frames or 1))))
 
 
 def flow_of_clip(
@@ -192,15 +181,34 @@ def flow_of_clip(
     Not the motion from one taken frame to the next, which a sum of this flow would not give either: two-stream
     networks are trained on flow between neighbours. The video needs a frame after the last one that is taken.
 
+    Read or computed as by `flow_at`, which raises as well.
+    """
+    return np.stack(list(flow_at(video, range(start, start + frames * stride, stride), folder, root)))
+
+
+def flow_at(
+    video: PathLike, numbers: Sequence[int], folder: PathLike | None = None, root: PathLike | None = None
+) -> Iterator[np.ndarray]:
+    """Flow from each frame of these ascending numbers to the very next one: each float32 (2, H, W), in pixels.
+
     Read from `folder`, where `extract_flow` wrote the flow of the videos under `root`; computed by TV-L1 on the CPU
-    where `folder` is None. Extracted flow is rounded to 20/127 px, clipped to 20 px, and of the size it was extracted
-    at. Raises VideoError and ValueError as `read_flow` and `repflow.video.read_clip` do.
+    where `folder` is None. No picture is decoded twice. Extracted flow is rounded to 20/127 px, clipped to 20 px, and
+    of the size it was extracted at. Raises VideoError and ValueError as `read_flow` and `read_clip` do.
+
+        first, second = flow_at("a.avi", [0, 7])  # from frame 0 to 1, and from 7 to 8
     """
     if (folder is None) != (root is None):
         raise ValueError(f"expected folder and root, or none of them, got {folder=}, {root=}")
-    if folder is None:
-        return np.stack(list(iter_flow(video, start, frames, stride)))
-    return read_flow(flow_file(video, root, folder), start, frames, stride)
+    if not len(numbers) or numbers[0] < 0:
+        raise ValueError(f"expected ascending numbers of frames, the first >= 0, got {numbers}")
+    if folder is not None:
+        yield from map(from_bytes, _stored(flow_file(video, root, folder), numbers, needed=len(numbers)))
+        return
+    wanted = np.union1d(numbers, np.add(numbers, 1)).tolist()
+    frames = (torch.from_numpy(grey(frame)) for frame in choose_frames(video, wanted))
+    pairs = pairwise(zip(wanted, frames, strict=True))
+    chosen = set(numbers)
+    yield from _between(((first, second) for (t, first), (_, second) in pairs if t in chosen), "cpu")
 
 
 def to_bytes(flow: np.ndarray) -> np.ndarray:
@@ -259,6 +267,31 @@ def _between(pairs: Iterable[tuple[Tensor, Tensor]], device: str) -> Iterator[np
         first, second = (torch.stack(frames).to(device) for frames in zip(*batch, strict=True))
         yield from tvl1(first, second).cpu().numpy()
         count = 1 + AT_ONCE[device] // first[0].numel()
+
+
+def _stored(path: PathLike, numbers: Sequence[int], needed: int) -> Iterator[np.ndarray]:
+    """Pictures of these ascending numbers, bytes (2, H, W), of a file that `extract_flow` wrote.
+
+    Raises VideoError where that has fewer than `needed` of them.
+    """
+    path, found = os.fspath(path), 0
+    with open_video(path) as stream:
+        if not _title(stream).startswith(flow_title()):
+            raise VideoError(f"{path!r}: expected a file that `extract_flow` wrote, found another video; extract again")
+        # Every packet is a picture of its own, so the others need not be decoded; time stamps are not trusted.
+        packets = (packet for packet in stream.container.demux(stream) if packet.size)
+        for number, packet in enumerate(packets):
+            if number in numbers:
+                for frame in packet.decode():
+                    yield frame.to_ndarray(format="gray").reshape(2, -1, frame.width)
+                    found += 1
+            if number >= numbers[-1]:
+                break
+    if found < needed:
+        raise VideoError(
+            f"{path!r}: expected {needed} pictures of flow, from number {numbers[0]} on, there are {found}; ask for "
+            "fewer, for a smaller start or stride, or extract again"
+        )
 
 
 def _title(stream: av.VideoStream) -> str:

@@ -21,8 +21,7 @@ ENDINGS = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2"),
     *(".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".dv", ".gif"),
 )
-QUARANTINE = "quarantine.txt"
-CHECKED = "check.csv"
+QUARANTINE, CHECKED = "quarantine.txt", "check.csv"
 # The subsets, and what folders and lists call them.
 SUBSETS = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
 SUBSET_OF = {name: subset for subset, names in SUBSETS.items() for name in names}
