@@ -7,7 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -34,9 +34,14 @@ def narrow(monkeypatch):
     monkeypatch.setattr(models, "FILTERS", (4, 4, 4, 4))
 
 
+@cache
+def narrow_state():
+    return filled(KineticsModel(7).state_dict())
+
+
 @pytest.fixture
 def state(narrow):
-    return filled(KineticsModel(7).state_dict())
+    return {name: value.clone() for name, value in narrow_state().items()}
 
 
 def clips(*shape, seed=0):
