@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -121,8 +122,13 @@ def crawl(browser, index):
     return len(seen), len(links), problems
 
 
-def test_the_site_opens_with_the_network_off(browser, tmp_path):
-    site = make_site(tmp_path / "run", plan([]), 6)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site of a run that came to its sixth notebook."""
+    return make_site(tmp_path_factory.mktemp("site") / "run", plan([]), 6)
+
+
+def test_the_site_opens_with_the_network_off(browser, site):
     pages, links, problems = crawl(browser, site / "index.html")
     assert not problems
     assert pages == 8
@@ -150,20 +156,23 @@ CUT = r"""
 """
 
 
-@pytest.mark.parametrize("width", [1280, 800, 390])
-def test_no_text_is_cut_off_at_the_edge(browser, tmp_path, width):
+WIDTHS = 1280, 800, 390
+
+
+def test_no_text_is_cut_off_at_the_edge(browser, site):
     """Long lines of code wrap, and so do equations, with a font for mathematics (STIX, DejaVu) or with any other."""
-    site = make_site(tmp_path / "run", plan([]), 6)
-    page = browser.new_page(viewport={"width": width, "height": 900})
+    page = browser.new_page()
     for file in sorted(site.glob("*.html")):
+        page.goto(file.as_uri())
         for font in ("math", "DejaVu Sans, sans-serif"):
-            page.goto(file.as_uri())
             page.add_style_tag(content=f"math, math * {{ font-family: {font} !important }}")
-            assert page.evaluate(CUT) == [], (file.stem, font)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate(CUT) == [], (file.stem, font, width)
     page.close()
 
 
-@pytest.mark.parametrize("width", [1280, 800, 390])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_look_at_the_edges_finds_what_is_cut(browser, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
     wide = '<div style="width: 2000px">wide</div>'
@@ -230,19 +239,20 @@ PALE = r"""
 """
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_words_are_readable_in_both_schemes(browser, tmp_path, scheme):
-    context = browser.new_context(offline=True, color_scheme=scheme)
+def test_all_words_are_readable_in_both_schemes(browser, tmp_path):
+    context = browser.new_context(offline=True)
     data, _ = Playground()._repr_mimebundle_()
     played = new_code_cell("1 + 2.5 in Playground()  # live", outputs=[new_output("execute_result", data)])
     words = new_markdown_cell("# A\n## B\n[link](#A), `code` and $x$\n\n| a | b |\n|---|---|\n| c | d |\n| e | f |")
     page = shown(context, tmp_path, words, played)
-    page.locator(".told").get_by_text("Pixel 64, 48; result.").wait_for()
-    assert page.evaluate(PALE) == []
-    ground = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground[scheme]
-    page.add_style_tag(content="p { color: #777 !important }")
-    assert page.evaluate(PALE)
+    for scheme, ground in {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}.items():
+        page.emulate_media(color_scheme=scheme)
+        page.reload()
+        page.locator(".told").get_by_text("Pixel 64, 48; result.").wait_for()
+        assert page.evaluate(PALE) == [], scheme
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+        page.add_style_tag(content="p { color: #777 !important }")
+        assert page.evaluate(PALE), scheme
     context.close()
 
 
@@ -262,8 +272,8 @@ LONGEST = r"""
 """
 
 
-def test_lines_are_no_longer_than_in_a_book(browser, tmp_path):
-    site, page, longest = make_site(tmp_path / "run", plan([]), 6), browser.new_page(), []
+def test_lines_are_no_longer_than_in_a_book(browser, site):
+    page, longest = browser.new_page(), []
     for file in sorted(site.glob("[0-9]*.html")):
         page.goto(file.as_uri())
         longest.append(page.evaluate(LONGEST))
@@ -289,25 +299,32 @@ def test_the_check_of_the_site_finds_what_is_wrong(browser, tmp_path):
 # The playground
 
 
-def playground_page(folder, layers):
-    """The exported page of a notebook that shows a playground."""
-    data, _ = Playground(layers=layers)._repr_mimebundle_()
-    cell = new_code_cell("Playground()", outputs=[new_output("execute_result", data)])
-    executed, page = folder / "executed.ipynb", folder / "page.html"
-    nbformat.write(new_notebook(cells=[cell]), executed)
-    page.write_text(notebook_page(tidy(executed, executed), "playground", folder), encoding="utf-8")
-    return page.as_uri()
+@pytest.fixture(scope="module")
+def playground_page(tmp_path_factory):
+    """The address of the exported page of a notebook that shows a playground of so many layers."""
+
+    @cache
+    def export(layers):
+        folder = tmp_path_factory.mktemp("playground")
+        data, _ = Playground(layers=layers)._repr_mimebundle_()
+        cell = new_code_cell("Playground()", outputs=[new_output("execute_result", data)])
+        executed, page = folder / "executed.ipynb", folder / "page.html"
+        nbformat.write(new_notebook(cells=[cell]), executed)
+        page.write_text(notebook_page(tidy(executed, executed), "playground", folder), encoding="utf-8")
+        return page.as_uri()
+
+    return export
 
 
 @pytest.fixture
-def played(browser, tmp_path):
+def played(browser, playground_page):
     """Opens an exported playground with the network off; whatever goes wrong on its page fails the test."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 1200})
     context.set_default_timeout(1000 * PATIENCE)
     page, problems = watched(context)
 
     def start(layers):
-        page.goto(playground_page(tmp_path, layers))
+        page.goto(playground_page(layers))
         page.locator(".told").get_by_text("Pixel 64, 48; result.").wait_for()
         return page
 
@@ -459,7 +476,7 @@ def test_the_playground_fits_its_page(played, layers):
     page = played(layers)
     wide = "tag => tag.getBoundingClientRect().right > innerWidth && !tag.closest('svg *')"
     inside = "[...document.querySelector('[id^=playground]').shadowRoot.querySelectorAll('section *')]"
-    for width in (1280, 800, 390):
+    for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate(CUT) == []
         assert page.evaluate(f"{inside}.filter({wide}).map(tag => tag.outerHTML)") == []

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import torchvision
 from scipy import ndimage
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import get_model_builder, get_weight
 
 from repflow import FlowOfFlow, tvl1
@@ -60,7 +59,7 @@ def test_all_of_a_system_learns(name, rng):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.ones_(module.weight)
-    scores = model(*inputs(name, rng, B=2))
+    scores = model(*inputs(name, rng, B=2, T=9, H=40, W=40))
     assert scores.shape == (2, 7)
     F.cross_entropy(scores, torch.tensor([1, 4])).backward()
     for key, parameter in model.named_parameters():
@@ -78,17 +77,18 @@ def test_saved_it_gives_the_same(name, rng, tmp_path):
     assert torch.equal(other(*given), model(*given))
 
 
-# One of each kind: the others differ from these in the channels of their first convolution, or are two of them.
+# One of each kind, and each network once: the others differ from these in the channels of their first convolution, or
+# are two of them.
 @pytest.mark.parametrize(
     "name",
     [
         *("repflow_2d", "flow_of_flow_nonlocal_2plus1d", "tvnet_2d", "off_rgb_2d"),
-        *("two_stream_i3d", "rgb_s3d", "rgb_r2plus1d_18"),
+        *("rgb_i3d", "rgb_s3d", "rgb_r2plus1d_18"),
     ],
 )
 @torch.no_grad()
 def test_compiled_it_gives_the_same(name, rng):
-    model = build(name).eval()
+    model = (build_model(name, 7, backbone="tiny_2d") if name in ("tvnet_2d", "off_rgb_2d") else build(name)).eval()
     given = inputs(name, rng)
     expected = model(*given)
     torch.compiler.reset()
@@ -123,7 +123,7 @@ def test_inductor_gives_the_same(name, rng):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_sizes_and_lengths_that_people_use(name):
-    with FakeTensorMode(), torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         model = build_model(name, 7).eval()
         needs_more = name.startswith("flow_of_flow") and name.endswith("2plus1d")
         for T, H, W in ((8, 112, 112), (64, 128, 171), (9, 171, 128)):
@@ -170,7 +170,7 @@ def test_the_least_clip_is_enough_and_less_is_refused(name, rng):
 )
 @torch.no_grad()
 def test_flow_layers_anywhere_and_the_frames_they_need(name, options, T):
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = build(name, **options).eval()
         assert model(torch.rand(1, 3, T, 32, 32)).shape == (1, 7)
         with pytest.raises(ValueError, match=f"T >= {T}"):
@@ -467,7 +467,7 @@ def test_off_and_its_stream_have_the_mean_of_their_scores(rng):
 
 def test_five_non_local_blocks_see_the_maps_of_their_paper_s_table():
     seen = []
-    with FakeTensorMode(), torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         model = build_model("rgb_nonlocal", 400).eval()
         for module in model.modules():
             if isinstance(module, NonLocal):
@@ -534,7 +534,7 @@ def test_the_cost_of_a_flow_layer():
     places = 28 * 28
     convolutions = places * (32 * 512 * 32 + 31 * 64 * 512)
     solver = places * 31 * 32 * 20 * 40
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = build_model("rgb_2d", 400)
         above = [m for stage in model.stages[2:] for m in stage.modules() if isinstance(m, nn.Conv2d)]
         sizes = []

@@ -96,6 +96,12 @@ def installed(uv, wheel, tmp_path_factory):
     """Runs Python on the wheel's package, unpacked by itself, in a folder that is not the checkout."""
     home, empty = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("empty")
     subprocess.run([uv, "pip", "install", "--quiet", "--no-deps", "--target", home, wheel], check=True)
+    # Its solver is the checkout's: where it is of the same age, Numba takes the code that it compiled for that one.
+    here, there = (folder / "repflow" / "solver" for folder in (ROOT, home))
+    shutil.copystat(here / "cpu.py", there / "cpu.py")
+    (there / "__pycache__").mkdir(exist_ok=True)
+    for code in (here / "__pycache__").glob("cpu.*.nb?"):
+        shutil.copy(code, there / "__pycache__")
     SyntheticMotion.make(empty / "set", train=1, test=0, unused=0, size=32, frames=4)
     shutil.copy(next((empty / "set" / "left").glob("*.avi")), empty / "video.avi")
 

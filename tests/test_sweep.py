@@ -743,6 +743,12 @@ def test_folds_repeat_an_experiment_as_seeds_do():
     assert line["top1"] == mean
 
 
+@pytest.fixture(scope="module")
+def few_clips(tmp_path_factory):
+    """The folder in which the first of them makes the clips for all."""
+    return str(tmp_path_factory.mktemp("few"))
+
+
 @pytest.mark.parametrize(
     ("kind", "frozen", "learned"),
     [
@@ -754,8 +760,8 @@ def test_folds_repeat_an_experiment_as_seeds_do():
         ("both flows", ["layer.reduce2"], ["layer.reduce", "expand"]),
     ],
 )
-def test_between_two_flows_stands_what_is_said(tmp_path, kind, frozen, learned):
-    few = {"train_clips": 4, "test_clips": 1, "steps": 2, "iterations": 2, "data": str(tmp_path)}
+def test_between_two_flows_stands_what_is_said(few_clips, kind, frozen, learned):
+    few = {"train_clips": 4, "test_clips": 1, "steps": 2, "iterations": 2, "data": few_clips}
     setting = between.Setting(between=kind, padding="circular", **few)
     training, test = setting.make_clips()
     torch.manual_seed(setting.seed)
