@@ -164,7 +164,7 @@ def test_a_bad_video_is_named_and_the_others_go_on(video, tmp_path, capsys, capl
         (["--window", "two"], "--window two: expected seconds"),
         (["--window", "0"], "--window 0: expected seconds"),
         (["--window", "1.5f"], "--window 1.5f: expected seconds"),
-        (["--out", "a.avi"], "--out a.avi: expected a name that ends in .mp4, .gif, .csv, .json"),
+        (["--out", "a.avi"], "--out a.avi: expected a name that ends in .mp4 or .gif or .csv or .json"),
         (["w.mkv", "--out", "a.mp4"], "--out a.mp4: shows one video, got 2"),
         (["--out", "v.gif"], "--out v.gif: is the video itself"),
         (["--out", "nowhere/a.csv"], "nowhere/a.csv cannot be written"),

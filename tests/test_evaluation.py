@@ -583,7 +583,7 @@ def test_the_flow_inside_a_checkpoint_as_a_picture(made, tmp_path, capsys):
     for wrong, message in (
         (["--channels", "8"], "--channels 8: this flow has channels 0 to 7"),
         (["--layer", "2"], "--layer 2: the model has 2 flows, 0 to 1"),
-        (["--out", str(tmp_path / "a.npz")], "ends in .gif, .mp4"),
+        (["--out", str(tmp_path / "a.npz")], "ends in .gif or .mp4"),
     ):
         assert main([*command, *wrong]) == 2
         assert message in capsys.readouterr().err

@@ -416,7 +416,8 @@ def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [(["--model", "rgb_5d"], "rgb_5d"), (["--set", "frmes=3"], "did you mean 'frames'"),
-     (["--init-from", "no.pt"], "no.pt: expected a checkpoint")],
+     (["--init-from", "no.pt"], "no.pt: expected a checkpoint"),
+     (["--devices", "0"], "--devices: expected a whole number >= 1")],
 )  # fmt: skip
 def test_what_takes_no_time_is_checked_before_the_data(wrong, message, tmp_path):
     words = ["--data", "synthetic", tmp_path / "nowhere", "--out", tmp_path / "run", *wrong]

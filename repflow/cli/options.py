@@ -39,6 +39,6 @@ def check_out(out: Path | None, *endings: str) -> None:
     if out is None:
         return
     if endings and out.suffix.lower() not in endings:
-        raise UsageError(f"--out {out}: expected a name that ends in {', '.join(endings)}")
+        raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(endings)}")
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise OSError(f"{out} cannot be written; name a file in a folder that exists and is writable")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from repflow.cli.datasets import add_dataset, check_dataset, open_dataset
+from repflow.cli.options import numbers_of
 from repflow.lab.parameters import Parameter, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> "Trained":
     from repflow.training import split, train
 
+    numbers_of(arguments, devices=1, nodes=1)
     recipe, options = settings_of(arguments)
     is_new = not any((arguments.out / "checkpoints").glob("step-*.pt"))
     check_model(arguments.model, options, arguments.init_from if is_new else None)

@@ -156,7 +156,7 @@ def read_lines(path: Path, form: str | None = None) -> list[tuple[str, str]]:
     lines = enumerate(map(str.strip, read_text(path).split("\n")), start=1)
     told = [(f"{str(path)!r}, line {number}", line) for number, line in lines if line]
     if form and not told:
-        raise ValueError(f"{str(path)!r}, line 1: expected {form}, got none; give another file")
+        raise ValueError(f"{str(path)!r}, line 1: expected {form}, got none; get or write it again")
     return told
 
 

@@ -65,7 +65,7 @@ class UCF101(Listed):
         names = ((self.classes[label], _GROUP.search(path.stem)) for path, label in self.samples)
         self.groups = [f"{name} {group[1].lower()}" if group else name for name, group in names]
         if self.classes == known and len(known) == 101:
-            self._expect_official(_COUNTS[subset][fold - 1], f"the list of fold {fold}, {subset}")
+            self._expect_official(_COUNTS[subset][fold - 1], f"the list of fold {fold}, {subset}, of {str(folder)!r}")
 
 
 def _find_lists(root: Path, lists: PathLike | None) -> Path:

@@ -116,7 +116,8 @@ def choose_frames(path: Source, numbers: Sequence[int], held: Sequence[av.VideoF
     """The frames of these ascending numbers, each uint8 RGB (H, W, 3), from `held` where `measure` holds them.
 
     No frame is decoded twice. A long gap between two numbers is decoded only from its last key frame on, where the
-    packets prove that one's number. Gives views of memory that the decoder may own. Raises as `read_clip` does.
+    packets prove that one's number: damage before it is not seen, which `repflow data check` looks for. Gives views of
+    memory that the decoder may own. Raises as `read_clip` does.
 
         length, held = measure("a.avi")
         middle = list(choose_frames("a.avi", range(length // 2, length // 2 + 8), held))
