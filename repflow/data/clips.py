@@ -330,6 +330,8 @@ def _changes(jitter: tuple[float, ...] | None, augment: tuple[int, int] | None) 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Flow (..., 2, H, W) in pixels, resized to (..., 2, *size) in pixels of the new size."""
     H, W = flow.shape[-2:]
+    if tuple(size) == (H, W):
+        return flow
     ratio = torch.tensor([size[1] / W, size[0] / H])[:, None, None]
     return resize(flow, size) * ratio
 

@@ -188,11 +188,9 @@ def _load_constants(
 @triton.jit
 def _neighbours(f: tl.tensor, before: tl.tensor, behind: tl.tensor, distance: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """The values on both sides of each; where there is none, f goes on linearly."""
-    values_before = _shift(f, -distance, before)
-    values_behind = _shift(f, distance, behind)
-    return tl.where(before, values_before, 2.0 * f - values_behind), tl.where(
-        behind, values_behind, 2.0 * f - values_before
-    )
+    last = _shift(f, -distance, before)
+    following = _shift(f, distance, behind)
+    return tl.where(before, last, 2.0 * f - following), tl.where(behind, following, 2.0 * f - last)
 
 
 @triton.jit
@@ -227,6 +225,12 @@ def _load_pair(clips: tl.tensor, pairs: int, place: Place) -> tuple[tl.tensor, t
 
 
 @triton.jit
+def _image_taps(image_taps: tl.tensor, pairs: int, image_channels: int, place: Place) -> tl.tensor:
+    """Where the six taps of a plane's channel begin."""
+    return image_taps + place.plane // pairs % image_channels * 6
+
+
+@triton.jit
 def _problem(
     rho_c: tl.tensor, grad: "tl.tensor | None", image_taps: "tl.tensor | None", pairs: int, image_channels: int,
     place: Place, sides: Sides,
@@ -236,7 +240,7 @@ def _problem(
         problem = _load_problem(rho_c, grad, place, place.inside)
     else:
         _, f1, f2 = _load_pair(rho_c, pairs, place)
-        k = image_taps + place.plane // pairs % image_channels * 6
+        k = _image_taps(image_taps, pairs, image_channels, place)
         gx = _derivative(f2, k, sides.left, sides.right, 1)
         problem = Problem(f2 - f1, gx, _derivative(f2, k + 3, sides.up, sides.below, sides.width))
     return problem
@@ -540,7 +544,7 @@ def _retreat(
         _store(grad_bar, 0, place, problem_bar.gx)
         _store(grad_bar, 1, place, problem_bar.gy)
         if image_taps is not None:
-            k = image_taps + place.plane // pairs % image_channels * 6
+            k = _image_taps(image_taps, pairs, image_channels, place)
             _undo_clip_problem(rho_c, clips_bar, image_sums + window * 8, k, pairs, place, sides, problem_bar)
 
 
