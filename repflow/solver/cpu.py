@@ -211,12 +211,12 @@ def _advance(
 
 
 # The adjoint of an iteration. `bar` holds the loss's gradient with respect to the state, and is changed in place;
-# `flow` is the state that followed, of which u and v are read.
+# `old` and `new` are the states before and behind the iteration.
 
 
 @inlined
 def _dual_adjoint(
-    old: Array, flow: Array, bar: Array, mask: Array, k: Array, step: float, W: int, S: int, e: Array, k_bar: Array
+    new: Array, bar: Array, mask: Array, k: Array, step: float, W: int, S: int, e: Array, k_bar: Array
 ) -> float:
     """Undo the dual step; the gradients of the flow's differences go to `e`. Returns the step's gradient."""
     wide_vectors()
@@ -224,8 +224,8 @@ def _dual_adjoint(
     k0x, k1x, k0y, k1y = k[0], k[1], k[2], k[3]
     sum_step, sum0x, sum1x, sum0y, sum1y = ZERO, ZERO, ZERO, ZERO, ZERO
     for a in range(2):
-        f, right, below = _ahead(flow[a], W, S)
-        x, y = _here(old[2 + a], W, S), _here(old[4 + a], W, S)
+        f, right, below = _ahead(new[a], W, S)
+        x, y = _here(new[2 + a], W, S), _here(new[4 + a], W, S)
         x_bar, y_bar = _here(bar[2 + a], W, S), _here(bar[4 + a], W, S)
         ex, ey = _here(e[a], W, S), _here(e[2 + a], W, S)
         for i in range(S):
@@ -233,8 +233,7 @@ def _dual_adjoint(
             dy = inner_y[i] * (k0y * f[i] + k1y * below[i])
             root = ONE / math.sqrt(dx * dx + dy * dy + TINY)
             shrink = root / (root + step)
-            new_x, new_y = (x[i] + step * dx) * shrink, (y[i] + step * dy) * shrink
-            length_bar = -(x_bar[i] * new_x + y_bar[i] * new_y) * shrink
+            length_bar = -(x_bar[i] * x[i] + y_bar[i] * y[i]) * shrink
             x_bar[i] *= shrink
             y_bar[i] *= shrink
             along = step * length_bar * root
@@ -319,11 +318,11 @@ def _threshold_adjoint(
 
 @inlined
 def _undo(
-    old: Array, flow: Array, bar: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int,
+    old: Array, new: Array, bar: Array, problem: Array, mask: Array, k: Array, numbers: Array, W: int, S: int,
     e: Array, problem_bar: Array, numbers_bar: Array, k_bar: Array,
 ) -> None:  # fmt: skip
     theta, lam, tau = numbers[0], numbers[1], numbers[2]
-    sum_step = _dual_adjoint(old, flow, bar, mask, k, tau / theta, W, S, e, k_bar)
+    sum_step = _dual_adjoint(new, bar, mask, k, tau / theta, W, S, e, k_bar)
     _gradient_adjoint(e, bar, k, W, S)
     sum_theta = _divergence_adjoint(old, bar, mask, k, theta, W, S, k_bar)
     sum_bound = _threshold_adjoint(old, bar, problem, lam * theta, W, S, problem_bar)
