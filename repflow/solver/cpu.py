@@ -35,6 +35,12 @@ def _aligned(n: int) -> int:
 
 
 @inlined
+def _size(S: int, W: int) -> int:
+    """Of a field: zeros, S pixels up to a whole line, zeros."""
+    return _aligned(S) + 2 * _aligned(W)
+
+
+@inlined
 def _fields(number: int, size: int) -> Array:
     """(number, size) of float32; rows begin at lines of 64 bytes, if `size` is `_aligned`: so vectors load fastest."""
     flat = np.empty(number * size + 16, np.float32)
@@ -145,7 +151,7 @@ def _load_state(
 @inlined
 def _load_mask(W: int, S: int, mask: Array) -> None:
     """1 where a difference to the right (mask[0]) and downwards (mask[1]) is taken, 0 in the last column and row."""
-    mask[:, :S] = ONE
+    mask[:, :S], mask[:, S:] = ONE, ZERO
     mask[0, W - 1 : S : W] = ZERO
     mask[1, S - W : S] = ZERO
 
@@ -159,6 +165,7 @@ def _load_problem(
     _copy(rho_c[plane], start, pitch, problem[0], 0, W, h, W)
     _copy(grad[0, plane], start, pitch, problem[1], 0, W, h, W)
     _copy(grad[1, plane], start, pitch, problem[2], 0, W, h, W)
+    problem[:, S:] = ZERO
     gx, gy, inverse = problem[1], problem[2], problem[3]
     for i in range(S):
         inverse[i] = ONE / (gx[i] * gx[i] + gy[i] * gy[i] + TINY)
@@ -188,7 +195,7 @@ def _advance(
     size = 0
     for w in range(first, last):
         W = windows[w, 8] - windows[w, 7]
-        size = max(size, _aligned((windows[w, 6] - windows[w, 5] + 1) * W + _aligned(W)))
+        size = max(size, _size((windows[w, 6] - windows[w, 5]) * W, W))
     problem, mask, state, before = _fields(4, size), _fields(2, size), _fields(6, size), _fields(2, size)
     for w in range(first, last):
         plane, y0, y1, x0, x1, Y0, Y1, X0, X1 = windows[w]
@@ -198,7 +205,7 @@ def _advance(
         for it in range(begin, end):
             if moved.shape[1]:
                 before[0], before[1] = state[0], state[1]
-            _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, h * W)
+            _iterate(state, problem, mask, _taps_of(taps, it, plane), numbers, W, _aligned(h * W))
             if moved.shape[1]:
                 moved[w, it - begin] = _movement(state, before, W, y0 - Y0, y1 - Y0, x0 - X0, x1 - X0)
                 if rest >= 0 and not moved[w, it - begin] > rest:  # so does NaN end it
@@ -405,7 +412,7 @@ def _adjoint(
 ) -> None:  # fmt: skip
     """Gradients of planes first..last-1, whose iterations are computed again."""
     W, S = pitch, rho_c.shape[1]
-    size = _aligned(S + W + _aligned(W))
+    size = _size(S, W)
     problem, problem_bar, mask, state, bar, e, begins, within = _workspace(size, steps[first:last].max())
     for p in range(first, last):
         _load_problem(rho_c, grad, p, 0, W, S // W, W, problem, mask)
@@ -413,7 +420,7 @@ def _adjoint(
         _load_state(flow_bar, dual_bar, p, 0, W, mask, S // W, W, bar)
         problem_bar[:, :] = ZERO
         _undo_plane(
-            steps[p], state, bar, problem, mask, taps, p, numbers, W, S, e, begins, within, problem_bar,
+            steps[p], state, bar, problem, mask, taps, p, numbers, W, _aligned(S), e, begins, within, problem_bar,
             numbers_bar[p], taps_bar[p],
         )  # fmt: skip
         _store(problem_bar[:1], 0, rho_bar.reshape(1, -1, S), p)
@@ -494,6 +501,7 @@ def _load_pair(f1: Array, f2: Array, k: Array, W: int, S: int, problem: Array, m
     x, y = _directions(W, S)
     _derivative(f2, k[:3], x, S, spare[0], spare[1], problem[1])
     _derivative(f2, k[3:], y, S, spare[0], spare[1], problem[2])
+    problem[:, S:] = ZERO
     rho_c, gx, gy, inverse = problem[0], problem[1], problem[2], problem[3]
     for i in range(S):
         rho_c[i] = f2[i] - f1[i]
@@ -507,7 +515,7 @@ def _advance_clips(
 ) -> None:  # fmt: skip
     """Flow (B, 2, C, T-1, S) of pairs first..last-1 of clips (B, C, T, S), from zero."""
     _, C, T, S = clips.shape
-    size = _aligned(S + W + _aligned(W))
+    size = _size(S, W)
     problem, mask, state, spare = _fields(4, size), _fields(2, size), _fields(6, size), _fields(2, size)
     for pair in range(first, last):
         plane, t = pair // (T - 1), pair % (T - 1)
@@ -515,7 +523,7 @@ def _advance_clips(
         _load_pair(clips[b, c, t], clips[b, c, t + 1], image_taps[c % len(image_taps)], W, S, problem, mask, spare)
         state[:, :] = ZERO
         for it in range(iterations):
-            _iterate(state, problem, mask, _taps_of(taps, it, c), numbers, W, S)
+            _iterate(state, problem, mask, _taps_of(taps, it, c), numbers, W, _aligned(S))
         for j in range(2):
             _copy(state[j], _aligned(W), S, flow[b, j, c, t], 0, S, 1, S)
 
@@ -527,7 +535,7 @@ def _undo_clips(
 ) -> None:  # fmt: skip
     """Gradients of channels first..last-1 of all clips, pair after pair."""
     _, C, T, S = clips.shape
-    size = _aligned(S + W + _aligned(W))
+    size = _size(S, W)
     problem, problem_bar, mask, state, bar, e, begins, within = _workspace(size, iterations)
     spare = _fields(2, size)
     for plane in range(first, last):
@@ -541,7 +549,7 @@ def _undo_clips(
             for j in range(2):
                 _copy(flow_bar[b, j, c, t], 0, S, bar[j], _aligned(W), S, 1, S)
             _undo_plane(
-                iterations, state, bar, problem, mask, taps, c, numbers, W, S, e, begins, within, problem_bar,
+                iterations, state, bar, problem, mask, taps, c, numbers, W, _aligned(S), e, begins, within, problem_bar,
                 numbers_bar[plane], taps_bar[plane],
             )  # fmt: skip
             x, y = _directions(W, S)
