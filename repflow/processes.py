@@ -9,9 +9,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from threading import Thread
 
-import torch
-import torch.distributed as dist
-
 
 def fresh_processes(*modules: str) -> BaseContext:
     """A context of `multiprocessing` whose processes are forks of one that has loaded `modules` and computed nothing.
@@ -59,6 +56,10 @@ def process_group() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
+    # Here, because every fresh process loads the caller's script anew, and with it this module.
+    import torch
+    import torch.distributed as dist
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -41,8 +41,8 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Enough for every cell and figure, not for good accuracies.
 SMALL = {
     "01_tvl1_from_scratch": {"width": 96, "iterations": 40},
-    "02_representation_flow_layer": {"steps": 10},
-    "03_flow_of_flow": {"train_clips": 16, "test_clips": 12, "steps": 12},
+    "02_representation_flow_layer": {"size": 32, "channels": 4, "iterations": 10, "steps": 4},
+    "03_flow_of_flow": {"train_clips": 4, "test_clips": 4, "steps": 3, "iterations": 4},
 }
 TOKEN = "a-token-for-the-tests"
 

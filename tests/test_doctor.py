@@ -185,28 +185,36 @@ def test_this_machines_names_are_in_no_line(capsys):
     assert platform.node() not in out
 
 
-@pytest.mark.parametrize(
-    ("broken", "mended"),
-    [("torch", "uv pip install --reinstall --torch-backend auto torch"), ("av", "--force-reinstall --no-deps av==")],
-)
-def test_what_mends_a_broken_pytorch_or_pyav_is_said(tmp_path, broken, mended):
-    """By the doctor, who names all the rest, too; and whoever uses the package is sent there."""
-    (tmp_path / broken).mkdir()
-    (tmp_path / broken / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+def test_what_mends_a_broken_pytorch_and_pyav_is_said(tmp_path):
+    """By the doctor, who names all the rest, too; and whoever uses the package with one of them is sent there."""
+    mended = {
+        "torch": "uv pip install --reinstall --torch-backend auto torch",
+        "av": "--force-reinstall --no-deps av==",
+    }
 
-    def run(*arguments):
-        command = [sys.executable, *arguments]
+    def broken(name):
+        (tmp_path / name / name).mkdir(parents=True)
+        text = f"raise OSError('libcudart.so.13 of {name}: cannot open shared object file')"
+        (tmp_path / name / name / "__init__.py").write_text(text)
+        return str(tmp_path / name)
+
+    def run(folders, *arguments):
+        path = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
+        command, variables = [sys.executable, *arguments], os.environ | {"PYTHONPATH": path}
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE)
 
-    done = run("-m", "repflow", "doctor")
+    folders = [broken(name) for name in mended]
+    done = run(folders, "-m", "repflow", "doctor")
     lines = {line[6:36].strip(): (line[:4].strip(), line[38:]) for line in done.stdout.splitlines()}
     assert (done.returncode, done.stderr) == (1, "")
-    state, found = lines[broken]
-    assert state == "BAD"
-    assert "libcudart" in found
-    assert mended in found
+    for name, said in mended.items():
+        state, found = lines[name]
+        assert state == "BAD"
+        assert f"libcudart.so.13 of {name}" in found
+        assert said in found
     assert {lines[name][0] for name in ("python", "tqdm", "jinja2")} == {"OK"}
-    last = run("-c", "import repflow; repflow.data").stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: repflow.data needs a package that cannot be imported (libcudart")
-    assert last.endswith("`python -m repflow doctor` tells what mends it")
+    for name, folder in zip(mended, folders, strict=True):
+        last = run([folder], "-c", "import repflow; repflow.data").stderr.strip().splitlines()[-1]
+        needs = f"ImportError: repflow.data needs a package that cannot be imported (libcudart.so.13 of {name}"
+        assert last.startswith(needs)
+        assert last.endswith("`python -m repflow doctor` tells what mends it")

@@ -50,6 +50,20 @@ def test_a_signal_that_a_destructor_swallows_still_stops_the_command(monkeypatch
     assert swallowed  # it went on after the signal
 
 
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_the_first_interrupt_of_any_kind_stops_and_all_that_follow_are_ignored(first):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with one_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(first)
+        for number in SIGNALS:
+            signal.raise_signal(number)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
 def test_one_interrupt_is_raised_again_where_it_was_swallowed_and_no_other():
     with lasting_interrupts(), one_interrupt():
         Swallows(signal.SIGTERM)

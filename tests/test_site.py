@@ -97,6 +97,14 @@ def test_a_figure_bears_its_words_and_its_code_is_folded(tmp_path):
     assert [code.text.strip() for code in page.select("pre")] == ["compute()", "draw()"]
 
 
+def test_code_stays_text(tmp_path):
+    code = 'print("</pre><script>a & b</script>")  # <b>&lt;'
+    for folded in ({}, {"jupyter": {"source_hidden": True}}):
+        notebook = new_notebook(cells=[new_code_cell(code, metadata=folded)])
+        page = BeautifulSoup(notebook_page(notebook, "page", tmp_path), "html.parser")
+        assert page.select_one(".jp-InputArea-editor pre").get_text().strip() == code
+
+
 def test_a_notebook_leads_to_the_one_before_and_the_one_behind(pages):
     for before, here, behind in zip([None, *NOTEBOOKS], NOTEBOOKS, [*NOTEBOOKS[1:], None], strict=False):
         head, foot = pages[here].select("nav.site")

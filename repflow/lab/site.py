@@ -9,7 +9,7 @@ import logging
 import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -101,19 +101,24 @@ def notebook_page(
     have a page beside this one. Links to these go to their pages; the text of a link to any other file stays without
     the link.
     """
-    exporter = HTMLExporter(
+    font = b64encode((_FOLDER / "STIXTwoMath.woff2").read_bytes()).decode()
+    metadata = {"name": title, "path": str(folder), "links": links, "pages": pages}
+    metadata |= {"font": font, "metrics": METRICS}
+    page, _ = _exporter().from_notebook_node(notebook, {"metadata": metadata})
+    sections = re.findall(r'<h2 id="(.+?)">(.+?)<a class="anchor-link"', page)
+    contents = "".join(f'<li><a href="#{place}">{text}</a></li>' for place, text in sections)
+    return page.replace("<!-- contents -->", contents, 1)
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    """One for all pages: each would compile its templates anew."""
+    return HTMLExporter(
         raw_template=(_FOLDER / "notebook.html.j2").read_text(encoding="utf-8"),
         filters={"markdown2html": _markdown},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    font = b64encode((_FOLDER / "STIXTwoMath.woff2").read_bytes()).decode()
-    metadata = {"name": title, "path": str(folder), "links": links, "pages": pages}
-    metadata |= {"font": font, "metrics": METRICS}
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": metadata})
-    sections = re.findall(r'<h2 id="(.+?)">(.+?)<a class="anchor-link"', page)
-    contents = "".join(f'<li><a href="#{place}">{text}</a></li>' for place, text in sections)
-    return page.replace("<!-- contents -->", contents, 1)
 
 
 def heading(notebook: NotebookNode) -> str | None:
