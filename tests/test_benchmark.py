@@ -254,11 +254,11 @@ def test_freed_memory_is_kept_while_timing():
     script = """if True:
         import resource, torch
         from repflow.lab.bench.timing import time_in_turn
-        task = {"two tensors of 80 MiB": lambda: torch.ones(20 << 20) + 1}
-        time_in_turn(task, repeats=9)  # until the tensors have found their places
+        task = {"two tensors of 40 MiB": lambda: torch.ones(10 << 20) + 1}
+        time_in_turn(task, repeats=4)  # until the tensors have found their places
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        time_in_turn(task, repeats=9)
-        pages = 10 * 2 * (80 << 20) // resource.getpagesize()
+        time_in_turn(task, repeats=4)
+        pages = 5 * 2 * (40 << 20) // resource.getpagesize()
         print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages)
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -478,7 +478,12 @@ def test_the_command_tells_ratios(tmp_path, capsys, monkeypatch):
     assert "pip install -e '.[bench]'" in capsys.readouterr().err
 
 
+def tiny(name, classes):
+    return build_model(name, 3, backbone=f"tiny_{name.rpartition('_')[2]}")
+
+
 def test_every_stage_is_timed(monkeypatch):
+    monkeypatch.setattr(systems, "build_model", tiny)
     setting = systems.Setting(frames=9, size=64, batch=2)
     names = ("tvnet_2d", "repflow_2plus1d", "rgb_2plus1d")
     rows = systems.time_systems(setting, repeats=1, names=names)
@@ -507,7 +512,7 @@ def seconds_by(rates):
 @pytest.mark.parametrize(("rates", "best"), [((10, 15, 15.5, 40), 4), ((10, 9), 1), ((10, 20, 30, 31.6), 8)])
 def test_the_best_batch_is_found_where_more_no_longer_help(rates, best, monkeypatch):
     monkeypatch.setattr(systems, "MOST", 2 ** (len(rates) - 1))
-    monkeypatch.setattr(systems, "build_model", lambda name, classes: build_model(name, 3, backbone="tiny_2d"))
+    monkeypatch.setattr(systems, "build_model", tiny)
     monkeypatch.setattr(systems, "time_in_turn", seconds_by(rates))
     row = systems.best_batch("rgb_2d", systems.Setting(frames=9, size=64))
     assert row["batch"] == best

@@ -369,7 +369,7 @@ def check_checkpoints(engine, every=1):
 
     layer = repflow.RepresentationFlow(4, bottleneck=1, **size)
     for module, inputs in (
-        (layer, [clip]),
+        (layer, [clip[:, :, :2]]),
         (repflow.FlowOfFlow(4, bottleneck=1, **size), [clip]),
         (repflow.TVNet(size=(9, 8), **size), list(frames)),
         (solved, [made["rho_c"], made["grad"]]),

@@ -66,14 +66,21 @@ def test_under_the_interpreter():
         ((1, 2, 1, 7), 5, {"start": True}),
         ((1, 2, 9, 1), 1, {"layers": 5}),
         ((2, 3, 5, 8), 0, {"start": True}),
-        ((2, 3, 5, 8), 10, {"layers": 4, "learned_channels": False}),
-        ((2, 3, 9, 6), 7, {"layers": 7, "start": True}),
-        ((9, 2, 3, 2), 2, {"start": True}),  # more planes than programs
+        ((2, 2, 5, 8), 5, {"layers": 3, "learned_channels": False}),
+        ((2, 2, 9, 6), 4, {"layers": 4, "start": True}),
         ((1, 1, 8, 17), 3, {}),  # several warps
     ],
 )
 def test_equals_the_reference(shape, iterations, made):
     assert_equals_the_reference(random_inputs(1, *shape, **made), DEVICE, iterations=iterations)
+
+
+@on_gpu_or_interpreted
+def test_more_planes_than_programs(monkeypatch):
+    """Each of two programs takes one plane after the other, and its tape anew."""
+    monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(cuda, "WARPS", 2)
+    assert_equals_the_reference(random_inputs(1, 3, 1, 3, 2, start=True), DEVICE, iterations=2)
 
 
 @on_gpu_or_interpreted
@@ -84,9 +91,9 @@ def test_equals_the_reference(shape, iterations, made):
         (1, 2, 3, 1, 7, 5, True),
         (2, 1, 2, 9, 1, 1, False),
         (2, 2, 3, 5, 8, 0, True),
-        (1, 2, 4, 2, 3, 4, True),
-        (2, 3, 2, 5, 4, 3, False),
-        (1, 2, 3, 8, 17, 3, True),  # several warps
+        (1, 2, 4, 2, 3, 2, True),
+        (2, 2, 2, 5, 4, 3, False),
+        (1, 1, 3, 8, 17, 2, True),  # several warps
     ],
 )
 def test_whole_clips_equal_the_reference(B, C, T, H, W, iterations, each):
@@ -102,28 +109,29 @@ def test_operator_of_clips_keeps_pytorch_rules():
 
 
 @on_gpu_or_interpreted
-@pytest.mark.parametrize("iterations", [0, 6])
-@pytest.mark.parametrize("shape", [(9, 21), (20, 3)])
-def test_tiles_meet_without_a_seam(monkeypatch, shape, iterations):
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize(("channels", "shape"), [(1, (9, 26)), (2, (20, 3))])
+def test_tiles_meet_without_a_seam(monkeypatch, channels, shape, iterations):
     monkeypatch.setattr(cuda, "LARGE", 16)
     monkeypatch.setattr(cuda, "TILE", (12, 16))
-    assert_equals_the_reference(random_inputs(2, 1, 2, *shape, layers=4, start=True), DEVICE, iterations=iterations)
+    monkeypatch.setattr(cuda, "TILE_ITERATIONS", 2)
+    inputs = random_inputs(2, 1, channels, *shape, layers=2, start=True)
+    assert_equals_the_reference(inputs, DEVICE, iterations=iterations)
 
 
 @on_gpu_or_interpreted
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("large", [16, 4096])
+@pytest.mark.parametrize(("channels", "large"), [(1, 4096), (2, 4096), (2, 16)])
 def test_each_image_stops_by_itself(monkeypatch, channels, large):
     monkeypatch.setattr(cuda, "LARGE", large)
     monkeypatch.setattr(cuda, "TILE", (12, 16))
-    inputs = random_inputs(5, 3, channels, 10, 5)
+    inputs = random_inputs(6, 3, channels, 10, 5)
     with torch.no_grad():
         inputs["rho_c"] *= torch.tensor([1e-3, 0.05, 1.0])[:, None, None, None]
-    assert_equals_the_reference(inputs, DEVICE, iterations=7, epsilon=0.02)
+    assert_equals_the_reference(inputs, DEVICE, iterations=3, epsilon=0.1)
     inputs = leaves(inputs, DEVICE)
     numbers, taps = torch.tensor([0.3, 0.15, 0.25], device=DEVICE), torch.tensor(TAPS, device=DEVICE)
-    steps = torch.ops.repflow.solve(inputs["rho_c"], inputs["grad"], None, None, numbers, taps, 7, 0.02)[2].tolist()
-    assert 1 <= steps[0] < steps[1] <= steps[2] == 7
+    steps = torch.ops.repflow.solve(inputs["rho_c"], inputs["grad"], None, None, numbers, taps, 3, 0.1)[2]
+    assert steps.tolist() == [1, 2, 3]
 
 
 @on_gpu_or_interpreted
@@ -144,17 +152,17 @@ def test_starts_by_themselves():
 
 @on_gpu_or_interpreted
 def test_views_and_half_precision():
-    inputs = leaves(random_inputs(2, 2, 3, 4, 5), DEVICE)
+    inputs = leaves(random_inputs(2, 2, 2, 4, 5), DEVICE)
     rho_c, grad = inputs["rho_c"].detach(), inputs["grad"].detach()
     views = rho_c.mT.contiguous().mT, grad.transpose(1, 2).contiguous().transpose(1, 2)
-    flow, dual = solve(rho_c, grad, iterations=3, engine=DEVICE)
-    assert torch.equal(solve(*views, iterations=3, engine=DEVICE)[0], flow)
+    flow, dual = solve(rho_c, grad, iterations=2, engine=DEVICE)
+    assert torch.equal(solve(*views, iterations=2, engine=DEVICE)[0], flow)
     for dtype in (torch.bfloat16, torch.float16):
-        half = [t.to(dtype).requires_grad_() for t in (rho_c, grad)]
-        flow, dual = solve(*half, iterations=3, engine=DEVICE)
+        half = [t.to(dtype).requires_grad_() for t in (rho_c[:1], grad[:, :1])]
+        flow, dual = solve(*half, iterations=2, engine=DEVICE)
         assert flow.dtype == dual.dtype == torch.float32
         single = [t.detach().float().requires_grad_() for t in half]
-        expected = solve(*single, iterations=3, engine=DEVICE)[0]
+        expected = solve(*single, iterations=2, engine=DEVICE)[0]
         assert torch.equal(flow, expected)
         ours, theirs = torch.autograd.grad(flow.sum(), half), torch.autograd.grad(expected.sum(), single)
         for our, their in zip(ours, theirs, strict=True):
