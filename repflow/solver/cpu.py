@@ -21,7 +21,7 @@ ZERO, ONE, TWO, TINY = (np.float32(value) for value in (0, 1, 2, REFERENCE_TINY)
 LARGE = 1 << 15  # pixels: a plane of more leaves a core's own cache
 TILE = 64, 256  # rows and columns of such a plane's tiles
 TILE_ITERATIONS = 6  # what a tile does by itself; its overlap grows with it
-KEPT = 1 << 19  # bytes of states that an adjoint keeps at once, within a core's own cache
+KEPT = 1 << 21  # bytes of states that an adjoint keeps at once: within the last caches, whose reading beats computing
 
 
 # One iteration, in place. `W` is a window's width, `S` its number of pixels, `k` the eight taps of flow_x, flow_y,
