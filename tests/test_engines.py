@@ -135,11 +135,13 @@ def test_large_planes_of_clips_are_solved_in_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4, 6, 9, 10, 20, 37])
-def test_adjoint_recomputes_every_segment(iterations):
-    """Lengths that divide evenly and ones that don't, with a kernel for each iteration, of planes too large to keep."""
-    H, W = 150, 200
-    assert iterations < 3 or cpu.segments.py_func(iterations, H * W)[1] > 1
-    inputs = random_inputs(iterations, 1, 1, H, W, layers=iterations, start=True)
+@pytest.mark.parametrize("shape", [(2, 2, 6, 5), (1, 1, 150, 200)])
+def test_adjoint_recomputes_every_segment(shape, iterations):
+    """Lengths that divide evenly and ones that don't, with a kernel for each iteration: of small planes all states are
+    kept, of the large one too few."""
+    _, _, H, W = shape
+    assert (cpu.segments.py_func(iterations, H * W)[1] > 1) == (H * W > 1000 and iterations > 2)
+    inputs = random_inputs(iterations, *shape, layers=iterations, start=True)
     ours, theirs = (gradients(inputs, run(inputs, engine, iterations=iterations)) for engine in ("cpu", "reference"))
     for name in NAMES:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4 * float(theirs[name].abs().max()))

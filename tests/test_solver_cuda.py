@@ -120,7 +120,8 @@ def test_tiles_meet_without_a_seam(monkeypatch, channels, shape, iterations):
 
 
 @on_gpu_or_interpreted
-@pytest.mark.parametrize(("channels", "large"), [(1, 4096), (2, 4096), (2, 16)])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("large", [16, 4096])
 def test_each_image_stops_by_itself(monkeypatch, channels, large):
     monkeypatch.setattr(cuda, "LARGE", large)
     monkeypatch.setattr(cuda, "TILE", (12, 16))
