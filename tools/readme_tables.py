@@ -162,9 +162,11 @@ def runtime(rows: Sequence[Row]) -> str:
             cells[f"TV-L1, {program}"] = f"{row['here']:.3g}"
     first = rows[0]
     network = times["forward", "rgb_2plus1d"]
+    spread = max(row["iqr_s"] / row["median_s"] for row in rows if row["stage"] in ("forward", "training step"))
     note = (
         f"Milliseconds of a clip of {first['frames']} frames of {first['size']} × {first['size']}, medians of "
         f"{first['repeats']}, networks at batch {network['batch']:.0f} on {_machine(first)}. "
+        f"Networks' interquartile ranges are up to {100 * spread:.0f} % of medians: smaller differences say nothing. "
         f"Total: with TV-L1 by {' / '.join(programs)}. "
         "The paper's: a Titan X, clips of a length and size that are not known; bold: the authors' six."
     )
