@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torchvision's clips of AVI files, as of HMDB51 and UCF101, hold other frames than those that were asked for.
+# torchvision's clips of AVI files with B-frames hold other frames than those that were asked for.
 #
 # HMDB51 and UCF101 are AVI files of MPEG-4, and torchvision's classes of these names cut them by VideoClips. Where such a file has
 # B-frames, most of the clips of one frame show another frame than the one of their number, several in a row the same, and the last frame

@@ -2,8 +2,8 @@
 # OpenCV and decord2 show a video that is to be mirrored left to right upside down.
 #
 # MP4's display matrix can turn a picture or mirror it; cameras that face their user and editing programs write the latter, and FFmpeg's
-# own option is -display_hflip. Both readers take an angle from the matrix, which for a mirror reads as 180 degrees, and turn by that:
-# the people in such a film stand on their heads. ffmpeg, asked for the same frames, mirrors them. (PyAV shows the frame as it is coded.)
+# own option is -display_hflip. Both readers turn the frame by 180 degrees instead: the people in such a film stand on their heads.
+# ffmpeg, asked for the same frames, mirrors them.
 #
 # Guess: both mirror, or leave the frame as it is.
 # Seen (the guess failed), for a frame that is white in its top left quarter:
